@@ -1,0 +1,155 @@
+#include "core/check.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace varattn {
+namespace {
+
+class ParamCheck {
+public:
+    ParamCheck(const char* function, bool cuda) : function_(function), cuda_(cuda) {}
+
+    void require(bool ok, const char* argument, const std::string& got, const std::string& takes) const {
+        if (!ok) fail(ErrorCode::kInvalidArgument, function_, argument, got, takes);
+    }
+    void require_pointer(const char* argument, const void* pointer, bool needed, size_t alignment) const {
+        require(pointer || !needed, argument, "null", "a pointer");
+        require(reinterpret_cast<uintptr_t>(pointer) % alignment == 0, argument, "a pointer that is not aligned",
+                "a pointer to a multiple of " + std::to_string(alignment) + " bytes");
+    }
+    void require_count(const char* argument, int64_t got, int64_t low) const {
+        require(got >= low, argument, std::to_string(got), "at least " + std::to_string(low));
+    }
+    void require_finite(const char* argument, float got, bool ok) const {
+        require(std::isfinite(got) && ok, argument, std::to_string(got), "a finite number, not negative");
+    }
+    // The stride of a dimension of this size: one of size 0 or 1 is never stepped along, whatever its stride.
+    void require_stride(const char* argument, int64_t stride, int64_t size, int64_t least, int element_bytes) const {
+        if (size <= 1) return;
+        require(stride >= least, argument, std::to_string(stride), "at least " + std::to_string(least));
+        require(!cuda_ || stride * element_bytes % 16 == 0, argument, std::to_string(stride),
+                "a multiple of " + std::to_string(16 / element_bytes) + " elements (16 bytes)");
+    }
+
+private:
+    const char* function_;
+    bool cuda_;
+};
+
+}  // namespace
+
+void fail(ErrorCode code, const char* function, const std::string& argument, const std::string& got,
+          const std::string& takes) {
+    throw Error(code, std::string(function) + ": " + argument + ": got " + got + "; takes " + takes);
+}
+
+CostModel cost_model(const KernelConfig& kernel) {
+    return {kernel.cost_item, kernel.cost_block, kernel.cost_item_decode, kernel.cost_block_decode};
+}
+
+uint32_t differing_fields(const PlanConfig& a, const PlanConfig& b) {
+    int32_t a_words[kPlanConfigWords], b_words[kPlanConfigWords];
+    std::memcpy(a_words, &a, sizeof a);
+    std::memcpy(b_words, &b, sizeof b);
+    uint32_t fields = 0;
+    for (int i = 0; i < kPlanConfigWords; ++i) fields |= uint32_t{a_words[i] != b_words[i]} << i;
+    return fields;
+}
+
+const KernelConfig& checked_kernel(const PlanConfig& c, const char* function) {
+    const bool known = c.kernel >= 0 && c.kernel < kNumKernels;
+    bool valid = known && c.num_heads_kv >= 1 && c.num_heads_q >= c.num_heads_kv && c.num_heads_q <= kMaxHeads &&
+                 c.num_heads_q % c.num_heads_kv == 0 && c.num_splits >= 1 && c.num_splits <= kMaxNumSplits &&
+                 c.num_ctas >= 1 && c.max_seqs >= 0 && c.max_seqs <= kMaxSeqs && c.max_total_q >= 0;
+    if (valid) {
+        const KernelConfig& k = kKernelTable[c.kernel];
+        valid = c.dtype >= 0 && c.dtype <= static_cast<int32_t>(DType::kBFloat16) && c.head_dim >= 1 &&
+                c.head_dim <= k.max_head_dim && c.head_dim_v >= 1 && c.head_dim_v <= k.max_head_dim &&
+                c.tile_rows == k.tile_rows && c.tile_rows_decode == k.tile_rows_decode && c.block_n == k.block_n &&
+                c.max_total_q <= kMaxPackedRows / group_size(c) && max_tasks(c) <= kMaxTasks;
+    }
+    if (!valid)
+        fail(ErrorCode::kInvalidArgument, function, "config", "a PlanConfig that this library did not make",
+             "what make_plan_config returned");
+    return kKernelTable[c.kernel];
+}
+
+namespace {
+
+const KernelConfig& kernel_on_device(const PlanConfig& config, DeviceType device, const char* function) {
+    const KernelConfig& kernel = checked_kernel(config, function);
+    if (kernel.device != device)
+        fail(ErrorCode::kInvalidArgument, function, "config", std::string("one made for the kernel ") + kernel.name,
+             device == DeviceType::kCpu ? "a config made for the CPU" : "a config made for a CUDA device");
+    return kernel;
+}
+
+}  // namespace
+
+const KernelConfig& check_plan_arguments(const PlanConfig& config, const SequenceLengths& lengths, const void* plan,
+                                         DeviceType device, const char* function) {
+    const KernelConfig& kernel = kernel_on_device(config, device, function);
+    const ParamCheck check(function, false);
+    check.require_pointer("plan", plan, true, 16);
+    check.require_pointer("cu_seqlens_q", lengths.cu_seqlens_q, config.max_seqs > 0, 4);
+    check.require_pointer("seqused_k", lengths.seqused_k, false, 4);
+    check.require_pointer("cu_seqlens_k", lengths.cu_seqlens_k, false, 4);
+    check.require(lengths.seqused_k || lengths.cu_seqlens_k || config.max_seqs == 0, "seqused_k", "null",
+                  "the number of keys of each sequence, or null together with cu_seqlens_k");
+    return kernel;
+}
+
+const KernelConfig& check_attention_params(const AttentionParams& p, DeviceType device, const char* function) {
+    const PlanConfig& c = p.config;
+    const KernelConfig& kernel = kernel_on_device(c, device, function);
+    const bool cuda = device == DeviceType::kCuda;
+    const bool paged = p.block_table != nullptr;
+    const int bytes = dtype_bytes(static_cast<DType>(c.dtype));
+    const size_t alignment = cuda ? 16 : bytes;
+    const ParamCheck check(function, cuda);
+
+    check.require_count("total_q", p.total_q, 0);
+    check.require(p.total_q <= c.max_total_q, "total_q", std::to_string(p.total_q),
+                  "at most max_total_q = " + std::to_string(c.max_total_q) + " of the plan");
+    if (paged) {
+        check.require_count("num_pages", p.num_pages, 0);
+        check.require_count("page_size", p.page_size, 1);
+        check.require_count("max_pages_per_seq", p.max_pages_per_seq, 0);
+        check.require_pointer("block_table", p.block_table, true, 4);
+        if (c.max_seqs > 1) check.require_count("block_table_stride", p.block_table_stride, 0);
+    } else {
+        check.require(p.page_size == 0, "block_table", "null, with page_size " + std::to_string(p.page_size),
+                      "a pointer when keys are paged");
+        check.require_count("total_k", p.total_k, 0);
+    }
+    const int64_t keys = paged ? p.num_pages : p.total_k;
+    check.require_pointer("q", p.q, p.total_q > 0, alignment);
+    check.require_pointer("k", p.k, keys > 0, alignment);
+    check.require_pointer("v", p.v, keys > 0, alignment);
+    check.require_pointer("out", p.out, p.total_q > 0, alignment);
+    check.require_pointer("lse", p.lse, false, 4);
+    check.require_pointer("sinks", p.sinks, false, 4);
+    check.require_pointer("plan", p.plan, true, 16);
+    check.require_pointer("workspace", p.workspace, true, 16);
+
+    const int64_t rows = paged ? p.page_size : p.total_k;
+    check.require_stride("q_row_stride", p.q_row_stride, p.total_q, 0, bytes);
+    check.require_stride("q_head_stride", p.q_head_stride, c.num_heads_q, 0, bytes);
+    check.require_stride("k_page_stride", p.k_page_stride, p.num_pages, 0, bytes);
+    check.require_stride("k_row_stride", p.k_row_stride, rows, 0, bytes);
+    check.require_stride("k_head_stride", p.k_head_stride, c.num_heads_kv, 0, bytes);
+    check.require_stride("v_page_stride", p.v_page_stride, p.num_pages, 0, bytes);
+    check.require_stride("v_row_stride", p.v_row_stride, rows, 0, bytes);
+    check.require_stride("v_head_stride", p.v_head_stride, c.num_heads_kv, 0, bytes);
+    // Outputs must not overlap.
+    check.require_stride("out_row_stride", p.out_row_stride, p.total_q, c.head_dim_v, bytes);
+    check.require_stride("out_head_stride", p.out_head_stride, c.num_heads_q, c.head_dim_v, bytes);
+    if (p.lse && c.num_heads_q > 1) check.require_count("lse_head_stride", p.lse_head_stride, p.total_q);
+
+    check.require_finite("softmax_scale", p.softmax_scale, true);
+    check.require_finite("softcap", p.softcap, p.softcap >= 0);
+    return kernel;
+}
+
+}  // namespace varattn

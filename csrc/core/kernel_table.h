@@ -1,0 +1,67 @@
+// The one table that decides which kernel serves which device and shape, and how its work is cut and priced.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "varattn/types.h"
+
+namespace varattn {
+
+enum KernelId : int32_t {
+    kKernelCpu = 0,
+    kKernelSm90D64 = 1,
+    kKernelSm90D128 = 2,
+    kKernelSm90D256 = 3,
+    kKernelPortableD64 = 4,
+    kKernelPortableD128 = 5,
+    kKernelPortableD256 = 6,
+    kNumKernels,
+};
+
+struct KernelConfig {
+    KernelId id;
+    const char* name;
+    DeviceType device;
+    int32_t min_compute_capability, max_compute_capability;  // half-open
+    bool takes_float32, takes_16bit;
+    int32_t max_head_dim;      // head_dim and head_dim_v: multiples of 8 up to here; smaller ones are zero-filled
+    int32_t tile_rows;         // M of prefill mode
+    int32_t tile_rows_decode;  // M of decode mode, 0: none
+    int32_t block_n;
+    int32_t ctas_per_sm;
+    int32_t cost_item, cost_block;                // of a prefill item: fixed, per KV block (about ns)
+    int32_t cost_item_decode, cost_block_decode;  // of a decode item
+};
+
+inline constexpr int32_t kAnyCapability = 1 << 20;
+
+// The first row that takes the device and the shape serves it.
+inline constexpr KernelConfig kKernelTable[kNumKernels] = {
+    // id, name, device, capability, f32, 16 bit, max D, M, M decode, N, CTAs/SM, costs
+    {kKernelCpu, "cpu", DeviceType::kCpu, 0, kAnyCapability, true, true, 512, 64, 0, 64, 1, 500, 1000, 500, 1000},
+    // The Hopper kernel. 1000 blocks of 128 keys take about a microsecond each at 128 rows.
+    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 1000, 1000, false, true, 64, 128, 16, 128, 1, 1500, 900, 3000, 700},
+    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 1000, 1000, false, true, 128, 128, 16, 128, 1, 1500, 1250, 3000, 1400},
+    {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 1000, 1000, false, true, 256, 128, 0, 64, 1, 2000, 1250, 3000, 1250},
+    // N halves at head dim 256 to stay within the 99 KiB of shared memory of compute capability 8.6 and 8.9.
+    {kKernelPortableD64, "portable_d64", DeviceType::kCuda, 80, kAnyCapability, false, true, 64, 64, 0, 64, 2, 1000,
+     600, 1000, 600},
+    {kKernelPortableD128, "portable_d128", DeviceType::kCuda, 80, kAnyCapability, false, true, 128, 64, 0, 64, 2, 1500,
+     1000, 1500, 1000},
+    {kKernelPortableD256, "portable_d256", DeviceType::kCuda, 80, kAnyCapability, false, true, 256, 64, 0, 32, 1, 2000,
+     1000, 2000, 1000},
+};
+
+inline constexpr int32_t kCpuWorkers = 16;  // what CPU plans are balanced for; fixed, so that they are reproducible
+
+inline constexpr int32_t kDefaultNumSplits = 64;  // num_splits = 0
+inline constexpr int32_t kMaxNumSplits = 256;
+
+bool takes_device(const KernelConfig& row, const Device& device);
+bool takes_dtype(const KernelConfig& row, DType dtype);
+
+// The row that serves the device and shape, or null.
+const KernelConfig* find_kernel(const Device& device, DType dtype, int32_t head_dim, int32_t head_dim_v);
+
+}  // namespace varattn

@@ -1,0 +1,88 @@
+// Sizes and offsets of the plan and workspace buffers: functions of PlanConfig alone, never of lengths.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "varattn/plan.h"
+
+namespace varattn {
+
+// Longer sequences and windows are clamped to this, so that sums of three of them fit 32 bits.
+inline constexpr int32_t kMaxLength = 1 << 29;
+
+// Capacities that make_plan_config accepts, so that every count and index of the planner fits 32 bits, and every sum of
+// costs (times the number of CTAs or of KV heads) 63 bits.
+inline constexpr int32_t kMaxHeads = 1 << 16;
+inline constexpr int32_t kMaxSeqs = 1 << 24;
+inline constexpr int32_t kMaxPackedRows = 1 << 29;  // max_total_q * group size
+inline constexpr int64_t kMaxTasks = 1 << 29;       // work items times KV heads
+
+// A split of a tile, for every KV head, is a piece. The planner makes at most this many of split tiles, so that partial
+// results are bounded by the size of the GPU, not by the batch: about two pieces of work for each CTA.
+VARATTN_HD constexpr int32_t max_pieces(const PlanConfig& c) {
+    return c.num_splits == 1 ? 0 : max_of(ceil_div(2 * c.num_ctas, c.num_heads_kv), 2);
+}
+
+// Packed rows of a prefill tile: whole tokens, or, for groups larger than the tile, a part of one token's heads.
+VARATTN_HD constexpr int32_t rows_per_tile(const PlanConfig& c) {
+    int32_t group = c.num_heads_q / c.num_heads_kv;
+    return group <= c.tile_rows ? c.tile_rows / group * group : c.tile_rows;
+}
+
+// At most total_rows / rows_per_tile + one partly filled tile for each sequence.
+VARATTN_HD constexpr int32_t max_tiles(const PlanConfig& c) {
+    int64_t rows = int64_t{c.max_total_q} * (c.num_heads_q / c.num_heads_kv);
+    return static_cast<int32_t>(rows / rows_per_tile(c)) + c.max_seqs;
+}
+
+VARATTN_HD constexpr int32_t max_items(const PlanConfig& c) { return max_tiles(c) + max_pieces(c); }
+
+VARATTN_HD constexpr int64_t max_tasks(const PlanConfig& c) { return int64_t{max_items(c)} * c.num_heads_kv; }
+
+// Words of planner scratch: for each sequence, for each tile, for each split tile (see cuda/planner.cu).
+inline constexpr int kSeqScratchWords = 5, kTileScratchWords = 12, kSplitTileScratchWords = 4;
+
+struct PlanLayout {
+    int64_t items;        // WorkItem[max_items]
+    int64_t seqs;         // scratch: int32 (kSeqScratchWords, max_seqs)
+    int64_t tiles;        // scratch: int32 (max_tiles, kTileScratchWords)
+    int64_t split_tiles;  // scratch: int32 (max_pieces / 2, kSplitTileScratchWords)
+    int64_t bytes;
+};
+
+VARATTN_HD constexpr PlanLayout plan_layout(const PlanConfig& c) {
+    PlanLayout l{};
+    l.items = sizeof(PlanHeader);
+    l.seqs = l.items + int64_t{max_items(c)} * static_cast<int64_t>(sizeof(WorkItem));
+    l.tiles = l.seqs + round_up<int64_t>(int64_t{kSeqScratchWords} * c.max_seqs * 4, 64);
+    l.split_tiles = l.tiles + round_up<int64_t>(int64_t{kTileScratchWords} * max_tiles(c) * 4, 64);
+    l.bytes = l.split_tiles + round_up<int64_t>(int64_t{kSplitTileScratchWords} * (max_pieces(c) / 2) * 4, 64);
+    return l;
+}
+
+// Counters of the work queue. Zero between launches: the last CTA to leave restores them.
+struct alignas(128) QueueState {
+    unsigned long long popped;  // low 32 bits: tasks popped from the front; high 32 bits: from the back
+    uint32_t num_done;          // CTAs that have left
+};
+
+struct WorkspaceLayout {
+    int64_t arrivals;      // uint32 (max split tiles, num_heads_kv): splits that have arrived; zero between launches
+    int64_t partial_lse;   // float (num_heads_kv, partial_rows): natural log
+    int64_t partial_out;   // float (num_heads_kv, partial_rows, head_dim_v): normalised partial outputs
+    int64_t partial_rows;  // per KV head
+    int64_t bytes;
+};
+
+VARATTN_HD constexpr WorkspaceLayout workspace_layout(const PlanConfig& c) {
+    WorkspaceLayout l{};
+    l.partial_rows = int64_t{max_pieces(c)} * max_of(c.tile_rows, c.tile_rows_decode);
+    l.arrivals = sizeof(QueueState);
+    l.partial_lse = l.arrivals + round_up<int64_t>(int64_t{max_pieces(c)} / 2 * c.num_heads_kv * 4, 128);
+    l.partial_out = l.partial_lse + round_up<int64_t>(l.partial_rows * c.num_heads_kv * 4, 128);
+    l.bytes = l.partial_out + l.partial_rows * c.num_heads_kv * c.head_dim_v * 4;
+    return l;
+}
+
+}  // namespace varattn

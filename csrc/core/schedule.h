@@ -1,0 +1,169 @@
+// The planning rules: pure functions of the config and of one sequence's lengths, or of sums over all tiles.
+// Host planner (core/host_planner.cpp) and device planners evaluate these same functions, so their plans are equal.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "core/layout.h"
+#include "varattn/plan.h"
+
+namespace varattn {
+
+struct SequenceShape {
+    int32_t q_begin, q_len;  // rows of q
+    int32_t k_begin, kv_len;
+};
+
+// Prices of the kernel that runs the plan (a copy of the kernel table's, for device code).
+struct CostModel {
+    int32_t item, block, item_decode, block_decode;
+};
+
+struct Range {
+    int32_t begin, end;
+};
+
+// One offset of cu_seqlens_q / cu_seqlens_k: the running maximum of these makes offsets monotone.
+VARATTN_HD constexpr int32_t clamp_offset(int32_t x, int32_t limit) { return clamp(x, 0, limit); }
+
+VARATTN_HD constexpr int32_t group_size(const PlanConfig& c) { return c.num_heads_q / c.num_heads_kv; }
+
+// Keys visible to token t (of q_len) of a sequence: bottom-right aligned, as FlashAttention defines windows.
+VARATTN_HD constexpr Range visible_keys(const PlanConfig& c, int32_t q_len, int32_t kv_len, int32_t t) {
+    int32_t diagonal = kv_len - q_len + t;
+    int32_t begin = c.window_left < 0 ? 0 : max_of(0, diagonal - c.window_left);
+    int32_t end = c.window_right < 0 ? kv_len : min_of(kv_len, diagonal + c.window_right + 1);
+    return {begin, max_of(begin, end)};
+}
+
+VARATTN_HD constexpr bool is_decode(const PlanConfig& c, int32_t q_len) {
+    return int64_t{q_len} * group_size(c) <= c.tile_rows_decode;
+}
+
+VARATTN_HD constexpr int32_t num_tiles(const PlanConfig& c, int32_t q_len) {
+    if (q_len == 0) return 0;
+    if (is_decode(c, q_len)) return 1;
+    return ceil_div(q_len * group_size(c), rows_per_tile(c));
+}
+
+struct Tile {
+    Range rows;    // packed rows of the sequence
+    Range blocks;  // KV blocks that any of its rows sees
+};
+
+VARATTN_HD constexpr Tile tile_at(const PlanConfig& c, int32_t q_len, int32_t kv_len, int32_t index) {
+    int32_t group = group_size(c), rows = q_len * group;
+    Tile tile{};
+    tile.rows = {0, rows};
+    if (!is_decode(c, q_len)) {
+        tile.rows.begin = index * rows_per_tile(c);
+        tile.rows.end = min_of(rows, tile.rows.begin + rows_per_tile(c));
+    }
+    int32_t begin = visible_keys(c, q_len, kv_len, tile.rows.begin / group).begin;
+    int32_t end = visible_keys(c, q_len, kv_len, (tile.rows.end - 1) / group).end;
+    if (begin < end) tile.blocks = {begin / c.block_n, ceil_div(end, c.block_n)};
+    return tile;
+}
+
+VARATTN_HD constexpr int32_t item_cost(const CostModel& m, bool decode, int32_t blocks) {
+    int64_t cost = decode ? m.item_decode + int64_t{blocks} * m.block_decode : m.item + int64_t{blocks} * m.block;
+    return static_cast<int32_t>(min_of<int64_t>(cost, 0x7fffffff));
+}
+
+// ---- Splitting -------------------------------------------------------------------------------------------------------
+// A tile is cut into pieces of at most `target` cost. The average load of a CTA, `fair_share`, is the least target worth
+// having. When one wave can hold every tile, the smallest of a few stretched targets is taken whose pieces still fit one
+// wave, since a second wave of pieces of that size would double the step. Otherwise tiles above the average are split.
+
+struct Totals {
+    int64_t cost;   // of all tiles, for one KV head
+    int32_t tiles;
+};
+
+inline constexpr int kNumTargets = 32;
+
+VARATTN_HD constexpr int64_t fair_share(const PlanConfig& c, const Totals& t) {
+    return max_of<int64_t>(1, ceil_div<int64_t>(t.cost * c.num_heads_kv, c.num_ctas));
+}
+
+VARATTN_HD constexpr int64_t target_cost(const PlanConfig& c, const Totals& t, int candidate) {
+    const int64_t fair = fair_share(c, t);
+    return fair + ceil_div<int64_t>(fair, 16) * candidate;
+}
+
+VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces) {
+    return pieces * c.num_heads_kv <= c.num_ctas;
+}
+
+VARATTN_HD constexpr int32_t splits_of(const PlanConfig& c, int32_t cost, int32_t blocks, int64_t target) {
+    if (c.num_splits == 1 || c.batch_invariant || blocks < 2 || cost <= target) return 1;
+    uint32_t pieces = ceil_div(static_cast<uint32_t>(cost), static_cast<uint32_t>(target));
+    return static_cast<int32_t>(min_of<uint32_t>(pieces, min_of(c.num_splits, blocks)));
+}
+
+// Balanced: pieces differ by at most one block and none is empty. Piece s begins at n * s / num_splits, in 32 bits.
+VARATTN_HD constexpr Range split_blocks(Range blocks, int32_t split, int32_t num_splits) {
+    if (num_splits == 1) return blocks;
+    int32_t n = blocks.end - blocks.begin, each = n / num_splits, rest = n % num_splits;
+    return {blocks.begin + each * split + rest * split / num_splits,
+            blocks.begin + each * (split + 1) + rest * (split + 1) / num_splits};
+}
+
+// ---- Order -----------------------------------------------------------------------------------------------------------
+// The queue has two ends. From the front: prefill items, longest first. From the back: decode items, longest first. So
+// items are sorted by this key, ties in order of (sequence, tile, split).
+
+inline constexpr int kNumOrderKeys = 512;
+
+// Eight buckets per power of two, 0..255.
+VARATTN_HD constexpr int32_t cost_bucket(int32_t cost) {
+    uint32_t x = static_cast<uint32_t>(max_of(cost, 1));
+    int32_t exponent = 0;
+    for (int32_t step = 16; step > 0; step /= 2)
+        if (x >> (exponent + step)) exponent += step;
+    int32_t fraction = exponent >= 3 ? (x >> (exponent - 3)) & 7 : (x << (3 - exponent)) & 7;
+    return exponent * 8 + fraction;
+}
+
+// Of a tile: all its pieces share the key of its largest piece.
+VARATTN_HD constexpr int32_t order_key(const CostModel& m, bool decode, int32_t blocks, int32_t num_splits) {
+    int32_t bucket = cost_bucket(item_cost(m, decode, ceil_div(blocks, num_splits)));
+    return decode ? 256 + bucket : 255 - bucket;
+}
+
+// CTAs that start at the front: prefill's share of the step, but at least one at either end that has work.
+VARATTN_HD constexpr int32_t front_ctas(const PlanConfig& c, int64_t prefill_cost, int64_t decode_cost) {
+    if (decode_cost == 0) return c.num_ctas;
+    if (prefill_cost == 0) return 0;
+    int64_t cost_per_cta = ceil_div<int64_t>(prefill_cost + decode_cost, c.num_ctas);
+    int64_t share = (prefill_cost + cost_per_cta / 2) / cost_per_cta;
+    return static_cast<int32_t>(clamp<int64_t>(share, min_of(1, c.num_ctas), max_of(c.num_ctas - 1, 1)));
+}
+
+VARATTN_HD constexpr WorkItem make_item(const PlanConfig& c, const CostModel& m, int32_t seq, const SequenceShape& s,
+                                        int32_t tile_index, const Tile& tile, int32_t split, int32_t num_splits,
+                                        int32_t split_tile, int32_t partial_row) {
+    WorkItem w{};
+    Range blocks = split_blocks(tile.blocks, split, num_splits);
+    bool decode = is_decode(c, s.q_len);
+    w.seq = seq;
+    w.q_begin = s.q_begin;
+    w.q_len = s.q_len;
+    w.k_begin = s.k_begin;
+    w.kv_len = s.kv_len;
+    w.row_begin = tile.rows.begin;
+    w.row_end = tile.rows.end;
+    w.block_begin = blocks.begin;
+    w.block_end = blocks.end;
+    w.split = split;
+    w.num_splits = num_splits;
+    w.split_tile = num_splits > 1 ? split_tile : -1;
+    w.partial_row = num_splits > 1 ? partial_row : 0;
+    w.flags = decode ? kItemDecode : 0;
+    w.tile = tile_index;
+    w.cost = item_cost(m, decode, blocks.end - blocks.begin);
+    return w;
+}
+
+}  // namespace varattn
