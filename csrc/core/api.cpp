@@ -42,7 +42,7 @@ struct Options {
                 std::to_string(low) + " to " + std::to_string(high));
     }
 
-    const KernelConfig& choose_kernel(int32_t head_dim_v) const {
+    const KernelConfig& choose_kernel(int32_t group, int32_t head_dim_v) const {
         const int32_t head_dim = given.head_dim;
         int32_t max_head_dim = 0;
         bool device_served = false;
@@ -65,7 +65,7 @@ struct Options {
         };
         require_dim("head_dim", head_dim);
         require_dim("head_dim_v", head_dim_v);
-        const KernelConfig* kernel = find_kernel(device, given.dtype, head_dim, head_dim_v);
+        const KernelConfig* kernel = find_kernel(device, given.dtype, group, head_dim, head_dim_v);
         require(kernel != nullptr, ErrorCode::kUnsupported, "head_dim, head_dim_v",
                 std::to_string(head_dim) + ", " + std::to_string(head_dim_v), takes);
         return *kernel;
@@ -104,7 +104,7 @@ PlanConfig make_plan_config(const Device& device, const PlanOptions& given, cons
                   "a multiple of num_heads_kv = " + std::to_string(given.num_heads_kv));
     const int32_t group = given.num_heads_q / given.num_heads_kv;
     const int32_t head_dim_v = given.head_dim_v == 0 ? given.head_dim : given.head_dim_v;
-    const KernelConfig& kernel = check.choose_kernel(head_dim_v);
+    const KernelConfig& kernel = check.choose_kernel(group, head_dim_v);
     check.require_range("num_splits", given.num_splits, 0, kMaxNumSplits);
     check.require_range("device.num_sms", device.num_sms, 1, 1 << 16);
     check.require_range("sm_margin", given.sm_margin, 0, device.num_sms - 1);
@@ -119,7 +119,8 @@ PlanConfig make_plan_config(const Device& device, const PlanOptions& given, cons
     c.head_dim = given.head_dim;
     c.head_dim_v = head_dim_v;
     c.tile_rows = kernel.tile_rows;
-    c.tile_rows_decode = kernel.tile_rows_decode;
+    // The modes add up keys in different orders: one mode for all, where bits must not depend on the tile.
+    c.tile_rows_decode = given.batch_invariant ? 0 : kernel.tile_rows_decode;
     c.block_n = kernel.block_n;
     c.window_left = check.window("window_size[0]", given.window_left);
     c.window_right = check.window("window_size[1]", given.window_right);

@@ -65,8 +65,8 @@ const KernelConfig& checked_kernel(const PlanConfig& c, const char* function) {
     if (valid) {
         const KernelConfig& k = kKernelTable[c.kernel];
         valid = c.dtype >= 0 && c.dtype <= static_cast<int32_t>(DType::kBFloat16) && c.head_dim >= 1 &&
-                c.head_dim <= k.max_head_dim && c.head_dim_v >= 1 && c.head_dim_v <= k.max_head_dim &&
-                c.tile_rows == k.tile_rows && c.tile_rows_decode == k.tile_rows_decode && c.block_n == k.block_n &&
+                c.head_dim <= k.max_head_dim && c.head_dim_v >= 1 && c.head_dim_v <= k.max_head_dim && group_size(c) <= k.max_group &&
+                c.tile_rows == k.tile_rows && c.tile_rows_decode == (c.batch_invariant ? 0 : k.tile_rows_decode) && c.block_n == k.block_n &&
                 c.max_total_q <= kMaxPackedRows / group_size(c) && max_tasks(c) <= kMaxTasks;
     }
     if (!valid)
@@ -134,18 +134,19 @@ const KernelConfig& check_attention_params(const AttentionParams& p, DeviceType 
     check.require_pointer("workspace", p.workspace, true, 16);
 
     const int64_t rows = paged ? p.page_size : p.total_k;
+    const int64_t heads_q = p.total_q > 0 ? c.num_heads_q : 0, heads_kv = keys > 0 ? c.num_heads_kv : 0;
     check.require_stride("q_row_stride", p.q_row_stride, p.total_q, 0, bytes);
-    check.require_stride("q_head_stride", p.q_head_stride, c.num_heads_q, 0, bytes);
+    check.require_stride("q_head_stride", p.q_head_stride, heads_q, 0, bytes);
     check.require_stride("k_page_stride", p.k_page_stride, p.num_pages, 0, bytes);
     check.require_stride("k_row_stride", p.k_row_stride, rows, 0, bytes);
-    check.require_stride("k_head_stride", p.k_head_stride, c.num_heads_kv, 0, bytes);
+    check.require_stride("k_head_stride", p.k_head_stride, heads_kv, 0, bytes);
     check.require_stride("v_page_stride", p.v_page_stride, p.num_pages, 0, bytes);
     check.require_stride("v_row_stride", p.v_row_stride, rows, 0, bytes);
-    check.require_stride("v_head_stride", p.v_head_stride, c.num_heads_kv, 0, bytes);
+    check.require_stride("v_head_stride", p.v_head_stride, heads_kv, 0, bytes);
     // Outputs must not overlap.
     check.require_stride("out_row_stride", p.out_row_stride, p.total_q, c.head_dim_v, bytes);
-    check.require_stride("out_head_stride", p.out_head_stride, c.num_heads_q, c.head_dim_v, bytes);
-    if (p.lse && c.num_heads_q > 1) check.require_count("lse_head_stride", p.lse_head_stride, p.total_q);
+    check.require_stride("out_head_stride", p.out_head_stride, heads_q, c.head_dim_v, bytes);
+    if (p.lse && heads_q > 1) check.require_count("lse_head_stride", p.lse_head_stride, p.total_q);
 
     check.require_finite("softmax_scale", p.softmax_scale, true);
     check.require_finite("softcap", p.softcap, p.softcap >= 0);

@@ -17,10 +17,11 @@ struct PlannedTile {
 };
 
 int64_t choose_target(const PlanConfig& c, const Totals& totals, const std::vector<PlannedTile>& tiles) {
-    if (!fits_one_wave(c, totals.tiles)) return fair_share(c, totals);
+    const int64_t fair = fair_share(c, totals);
+    if (!fits_one_wave(c, totals.tiles)) return fair;
     int64_t target = 0;
     for (int candidate = 0; candidate < kNumTargets; ++candidate) {
-        target = target_cost(c, totals, candidate);
+        target = target_cost(fair, candidate);
         int64_t pieces = 0;
         for (const PlannedTile& t : tiles) pieces += splits_of(c, t.cost, t.tile.blocks.end - t.tile.blocks.begin, target);
         if (fits_one_wave(c, pieces)) break;

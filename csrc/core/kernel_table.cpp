@@ -27,10 +27,11 @@ bool takes_dtype(const KernelConfig& row, DType dtype) {
     return dtype == DType::kFloat32 ? row.takes_float32 : row.takes_16bit;
 }
 
-const KernelConfig* find_kernel(const Device& device, DType dtype, int32_t head_dim, int32_t head_dim_v) {
+const KernelConfig* find_kernel(const Device& device, DType dtype, int32_t group, int32_t head_dim,
+                                int32_t head_dim_v) {
     for (const KernelConfig& row : kKernelTable)
-        if (takes_device(row, device) && takes_dtype(row, dtype) && head_dim <= row.max_head_dim &&
-            head_dim_v <= row.max_head_dim)
+        if (takes_device(row, device) && takes_dtype(row, dtype) && group <= row.max_group &&
+            head_dim <= row.max_head_dim && head_dim_v <= row.max_head_dim)
             return &row;
     return nullptr;
 }

@@ -26,6 +26,7 @@ struct KernelConfig {
     int32_t min_compute_capability, max_compute_capability;  // half-open
     bool takes_float32, takes_16bit;
     int32_t max_head_dim;      // head_dim and head_dim_v: multiples of 8 up to here; smaller ones are zero-filled
+    int32_t max_group;         // query heads for each KV head
     int32_t tile_rows;         // M of prefill mode
     int32_t tile_rows_decode;  // M of decode mode, 0: none
     int32_t block_n;
@@ -34,23 +35,28 @@ struct KernelConfig {
     int32_t cost_item_decode, cost_block_decode;  // of a decode item
 };
 
-inline constexpr int32_t kAnyCapability = 1 << 20;
+inline constexpr int32_t kAnyCapability = 1 << 20, kAnyGroup = 1 << 20;
 
 // The first row that takes the device and the shape serves it.
 inline constexpr KernelConfig kKernelTable[kNumKernels] = {
-    // id, name, device, capability, f32, 16 bit, max D, M, M decode, N, CTAs/SM, costs
-    {kKernelCpu, "cpu", DeviceType::kCpu, 0, kAnyCapability, true, true, 512, 64, 0, 64, 1, 500, 1000, 500, 1000},
-    // The Hopper kernel. 1000 blocks of 128 keys take about a microsecond each at 128 rows.
-    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 1000, 1000, false, true, 64, 128, 16, 128, 1, 1500, 900, 3000, 700},
-    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 1000, 1000, false, true, 128, 128, 16, 128, 1, 1500, 1250, 3000, 1400},
-    {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 1000, 1000, false, true, 256, 128, 0, 64, 1, 2000, 1250, 3000, 1250},
+    // id, name, device, capability, f32, 16 bit, max D, max G, M, M decode, N, CTAs/SM, costs
+    {kKernelCpu, "cpu", DeviceType::kCpu, 0, kAnyCapability, true, true, 512, kAnyGroup, 64, 0, 64, 1, 500, 1000, 500,
+     1000},
+    // The copy engine's box of Q holds whole tokens, so a group must fit a tile. At head dim 256 the accumulators leave
+    // registers for blocks of 64 keys, and none for a decode mode.
+    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 128, 16, 128, 1, 1500, 900, 3000,
+     700},
+    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1, 1500, 1250, 3000,
+     1400},
+    {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 90, 100, false, true, 256, 128, 128, 0, 64, 1, 2000, 1250, 3000,
+     1250},
     // N halves at head dim 256 to stay within the 99 KiB of shared memory of compute capability 8.6 and 8.9.
-    {kKernelPortableD64, "portable_d64", DeviceType::kCuda, 80, kAnyCapability, false, true, 64, 64, 0, 64, 2, 1000,
-     600, 1000, 600},
-    {kKernelPortableD128, "portable_d128", DeviceType::kCuda, 80, kAnyCapability, false, true, 128, 64, 0, 64, 2, 1500,
-     1000, 1500, 1000},
-    {kKernelPortableD256, "portable_d256", DeviceType::kCuda, 80, kAnyCapability, false, true, 256, 64, 0, 32, 1, 2000,
-     1000, 2000, 1000},
+    {kKernelPortableD64, "portable_d64", DeviceType::kCuda, 80, kAnyCapability, false, true, 64, kAnyGroup, 64, 0, 64,
+     2, 1000, 600, 1000, 600},
+    {kKernelPortableD128, "portable_d128", DeviceType::kCuda, 80, kAnyCapability, false, true, 128, kAnyGroup, 64, 0, 64,
+     2, 1500, 1000, 1500, 1000},
+    {kKernelPortableD256, "portable_d256", DeviceType::kCuda, 80, kAnyCapability, false, true, 256, kAnyGroup, 64, 0, 32,
+     1, 2000, 1000, 2000, 1000},
 };
 
 inline constexpr int32_t kCpuWorkers = 16;  // what CPU plans are balanced for; fixed, so that they are reproducible
@@ -62,6 +68,6 @@ bool takes_device(const KernelConfig& row, const Device& device);
 bool takes_dtype(const KernelConfig& row, DType dtype);
 
 // The row that serves the device and shape, or null.
-const KernelConfig* find_kernel(const Device& device, DType dtype, int32_t head_dim, int32_t head_dim_v);
+const KernelConfig* find_kernel(const Device& device, DType dtype, int32_t group, int32_t head_dim, int32_t head_dim_v);
 
 }  // namespace varattn

@@ -87,8 +87,7 @@ VARATTN_HD constexpr int64_t fair_share(const PlanConfig& c, const Totals& t) {
     return max_of<int64_t>(1, ceil_div<int64_t>(t.cost * c.num_heads_kv, c.num_ctas));
 }
 
-VARATTN_HD constexpr int64_t target_cost(const PlanConfig& c, const Totals& t, int candidate) {
-    const int64_t fair = fair_share(c, t);
+VARATTN_HD constexpr int64_t target_cost(int64_t fair, int candidate) {
     return fair + ceil_div<int64_t>(fair, 16) * candidate;
 }
 

@@ -1,0 +1,47 @@
+# make demo | test        on a fresh machine: virtual environment, PyTorch, build, run
+# make build | dev        build; rebuild what changed
+# make test-gpu | bench   from a built tree, under any Python that has PyTorch (PYTHON=...)
+#
+# TORCH=torch==2.11.0 takes another PyTorch, VENV=... another directory, VARATTN_CUDA=OFF leaves the CUDA part out.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+
+VENV_PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed-$(TORCH)
+# cmake and ninja come from the environment, whatever the machine has.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.PHONY: demo test build dev test-gpu bench clean
+
+demo: build
+	$(VENV_PYTHON) -m varattn demo
+
+test: build
+	ctest --test-dir build/cmake --output-on-failure
+	$(VENV_PYTHON) -m pytest tests/python
+
+build: $(INSTALLED)
+	@command -v nvcc >/dev/null || test -x /usr/local/cuda/bin/nvcc || test "$(VARATTN_CUDA)" = OFF || \
+	    echo "varattn: no nvcc: building the CPU part alone"
+	$(VENV_PYTHON) setup.py build_ext --inplace
+	$(VENV_PYTHON) -m pip install --quiet --no-build-isolation --editable ".[demo,test]"
+
+dev:
+	cmake --build build/cmake
+
+$(INSTALLED):
+	$(PYTHON) -m venv $(VENV) || { echo "varattn: on Debian and Ubuntu, 'apt-get install python3-venv' brings the venv module"; exit 1; }
+	$(VENV_PYTHON) -m pip install --quiet --upgrade pip
+	$(VENV_PYTHON) -m pip install "$(TORCH)" "setuptools>=77" wheel cmake ninja pybind11
+	touch "$@"
+
+test-gpu:
+	PYTHONPATH=python VARATTN_TEST_DEVICE=cuda $(PYTHON) -m pytest tests/python
+
+bench:
+	PYTHONPATH=python $(PYTHON) benchmarks/bench.py $(ARGS)
+
+clean:
+	rm -rf build python/varattn/*.so python/*.egg-info

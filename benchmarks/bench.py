@@ -1,0 +1,255 @@
+"""Measures varattn on fixed steps and on steps of real traces: `python benchmarks/bench.py --help`.
+
+Each step's output is checked against float64 before it is timed. With --fa3, FlashAttention-3 runs beside it on the
+same inputs. `--device cpu` is a dry run of tiny steps: it exercises this program and claims no times.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import varattn
+
+from inputs import StepInputs
+from peers import Fa3
+from report import plot, print_table
+from steps import BenchStep, fixed_steps, trace_steps
+from timing import Timing, captured, measure_rates, time_alternating
+
+OURS, OUR_PLAN, FA3_PLAN = "varattn", "varattn plan", "FA3 plan alone"
+
+
+@dataclass
+class Row:
+    """What was measured of a step. Times in seconds."""
+
+    step: BenchStep
+    floor: float
+    num_sms: int  # that both sides may use
+    times: dict[str, Timing] = field(default_factory=dict)
+    error: float = float("nan")  # worst sampled row of ours, relative
+    problem: str = ""  # a wrong result, or why ours did not run
+    notes: list[str] = field(default_factory=list)  # on FA3
+
+    @property
+    def ours(self) -> Timing | None:
+        return self.times.get(OURS)
+
+    @property
+    def fa3(self) -> Timing | None:
+        ways = [t for name, t in self.times.items() if name.startswith("FA3") and name != FA3_PLAN]
+        return min(ways, key=lambda t: t.median) if ways else None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.fa3.median / self.ours.median if self.fa3 and self.ours else None
+
+    def as_json(self) -> dict:
+        out = asdict(self.step) | {"title": self.step.title, "lengths": self.step.lengths}
+        out |= {"flops": self.step.flops, "bytes": self.step.bytes, "floor": self.floor}
+        out |= {"error": self.error if math.isfinite(self.error) else None}
+        out |= {"times": {name: asdict(t) for name, t in self.times.items()}}
+        return out | {"ratio_to_fa3": self.ratio, "problem": self.problem, "notes": self.notes}
+
+
+@dataclass(frozen=True)
+class Settings:
+    device: torch.device
+    seconds: float
+    kernel_only: bool
+    sm_margin: int
+    num_splits: int
+    seed: int
+
+
+class OurCalls:
+    """varattn with every buffer made beforehand: the plan once, then one launch a call."""
+
+    def __init__(self, x: StepInputs, settings: Settings):
+        heads = x.step.heads
+        arguments = dict(
+            num_heads_q=heads.q,
+            num_heads_kv=heads.kv,
+            head_dim=heads.dim,
+            dtype=x.dtype,
+            causal=x.step.causal,
+            num_splits=settings.num_splits,
+            sm_margin=settings.sm_margin,
+        )
+        keys = dict(seqused_k=x.seqused_k) if x.step.page_size else dict(cu_seqlens_k=x.cu_seqlens_k)
+        capacity = dict(max_seqs=len(x.step.lengths), max_total_q=x.step.total_q, device=x.device)
+        buffer = torch.zeros(varattn.plan_size(**capacity, **arguments), dtype=torch.uint8, device=x.device)
+        workspace_bytes = varattn.workspace_size(**capacity, **arguments)
+        workspace = torch.zeros(workspace_bytes, dtype=torch.uint8, device=x.device)
+        self.out = torch.full_like(x.q, torch.nan)
+
+        def make_plan(_: int = 0) -> varattn.Plan:
+            return varattn.plan(x.cu_seqlens_q, max_total_q=x.step.total_q, out=buffer, **keys, **arguments)
+
+        plan = make_plan()
+
+        def attend(copy: int) -> None:
+            varattn.mha_varlen(
+                x.q,
+                *x.caches[copy],
+                x.cu_seqlens_q,
+                block_table=x.block_table,
+                plan=plan,
+                workspace=workspace,
+                causal=x.step.causal,
+                num_splits=settings.num_splits,
+                sm_margin=settings.sm_margin,
+                out=self.out,
+                **keys,
+            )
+
+        self.make_plan, self.attend, self.plan = make_plan, attend, plan
+
+
+def measure(step: BenchStep, rates: tuple[float, float], fa3: Fa3 | None, settings: Settings) -> Row:
+    row = Row(step, max(step.flops / rates[0], step.bytes / rates[1]), num_sms(settings.device) - settings.sm_margin)
+    x = StepInputs(step, settings.device, settings.seed)
+    num_copies = len(x.caches)
+    calls: dict[str, object] = {}
+    try:
+        ours = OurCalls(x, settings)
+        ours.attend(0)
+        row.error, row.problem = x.check(ours.out)
+        varattn.check(ours.plan)
+        calls[OURS] = captured(ours.attend, num_copies, settings.device)
+        if not settings.kernel_only:
+            calls[OUR_PLAN] = captured(ours.make_plan, 1, settings.device)
+    except (ValueError, RuntimeError) as error:
+        if "CUDA error" in str(error):
+            raise  # nothing after it can be trusted
+        row.problem = f"not run: {error}"
+    if fa3 is not None:
+        out = torch.full_like(x.q, torch.nan)
+        for name, make in fa3.ways(x, out, settings.sm_margin).items():
+            try:
+                call = make()
+                call(0)
+                wrong = x.check(out)[1]
+                if wrong:
+                    row.notes.append(f"{name}: wrong: {wrong}")
+                else:
+                    calls[name] = captured(call, num_copies, settings.device)
+            except RuntimeError as error:
+                if "CUDA error" in str(error):
+                    raise
+                row.notes.append(f"{name}: not run: {error}")
+        if not settings.kernel_only and "FA3 plan" in calls:
+            calls[FA3_PLAN] = captured(lambda _: fa3.plan(x, 0, settings.sm_margin), 1, settings.device)
+    row.times = time_alternating(calls, settings.seconds)
+    return row
+
+
+def main(
+    cases: Annotated[str, typer.Option(help="Run only steps whose title or kind matches this expression.")] = "",
+    fa3: Annotated[Path | None, typer.Option(help="vLLM's _vllm_fa3_C.abi3.so, to compare with.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Write a PNG here.")] = None,
+    kernel_only: Annotated[bool, typer.Option("--kernel-only", help="Time the attention alone, no planners.")] = False,
+    sm_margin: Annotated[int, typer.Option(min=0, help="SMs left free, for both sides.")] = 0,
+    num_splits: Annotated[int, typer.Option(min=0, help="Our bound on splits of a tile; 0: the default.")] = 0,
+    trace_count: Annotated[int, typer.Option("--trace-steps", min=0, help="Steps of each trace.")] = 8,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16, or float32 on a CPU.")] = "bfloat16",
+    seconds: Annotated[float, typer.Option(help="Time for the replays of a step.")] = 1.0,
+    device: Annotated[str, typer.Option(help="cuda, or cpu for a dry run of tiny steps.")] = "cuda",
+    seed: Annotated[int, typer.Option(help="Of the inputs; drawn if not given.")] = -1,
+) -> None:
+    console = Console(width=None if Console().is_terminal else 200)
+    if device == "cuda" and not torch.cuda.is_available():
+        console.print("bench: no GPU here; `--device cpu` makes a dry run of tiny steps")
+        raise typer.Exit(2)
+    if fa3 is not None and (device != "cuda" or not fa3.is_file()):
+        console.print(f"bench: --fa3: {fa3}: {'no such file' if device == 'cuda' else 'takes --device cuda'}")
+        raise typer.Exit(2)
+    seed = seed if seed >= 0 else time.time_ns() % 2**31
+    settings = Settings(torch.device(device), seconds, kernel_only, sm_margin, num_splits, seed)
+
+    chosen = [s for s in fixed_steps() + trace_steps(trace_count) if re.search(cases, f"{s.title} {s.kind}")]
+    if not chosen:
+        console.print(f"bench: --cases: no step matches {cases!r}")
+        raise typer.Exit(2)
+    chosen = [BenchStep(**{**vars(s), "dtype": dtype}) for s in chosen]
+    if device == "cpu":
+        chosen = [s.shrunk() for s in chosen]
+        settings = Settings(settings.device, 0.0, kernel_only, sm_margin, num_splits, seed)
+
+    peer = Fa3(fa3) if fa3 is not None else None
+    rates = measure_rates(settings.device, getattr(torch, dtype))
+    context = describe(settings, rates, fa3)
+    console.print(" | ".join(f"{name}: {value}" for name, value in context.items()), highlight=False)
+    rows = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(chosen))
+        for step in chosen:
+            progress.update(task, description=step.title)
+            rows.append(measure(step, rates, peer, settings))
+            if json_file:  # after each step, so that a run that is cut short leaves what it has
+                write_json(json_file, context, rows)
+            progress.advance(task)
+    print_table(console, rows, dry=device == "cpu", sm_margin=sm_margin)
+    if plot_file:
+        plot_file.parent.mkdir(parents=True, exist_ok=True)
+        plot(plot_file, rows, context)
+    for r in rows:
+        for note in r.notes:
+            console.print(f"[yellow]{r.step.title}[/]: {escape(note)}", highlight=False, soft_wrap=True)
+    wrong = [r for r in rows if r.problem]
+    for r in wrong:
+        console.print(f"[red]{r.step.title}[/]: {escape(r.problem)}", highlight=False, soft_wrap=True)
+    console.print(f"{len(rows) - len(wrong)} of {len(rows)} steps ran and were right", highlight=False)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def write_json(path: Path, context: dict[str, str], rows: list[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"context": context, "steps": [r.as_json() for r in rows]}, indent=1))
+
+
+def describe(settings: Settings, rates: tuple[float, float], fa3: Path | None) -> dict[str, str]:
+    on_gpu = settings.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()}), dry run",
+        "SMs": str(num_sms(settings.device)) if on_gpu else "-",
+        "matmul": f"{rates[0] / 1e12:.1f} TFLOP/s",
+        "copy": f"{rates[1] / 1e9:.0f} GB/s",
+        "varattn": f"{varattn.__version__} ({commit()})",
+        "torch": torch.__version__,
+        "FA3": fa3.name if fa3 else "not given",
+        "sm_margin": str(settings.sm_margin),
+        "seed": str(settings.seed),
+    }
+
+
+def num_sms(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+
+
+if __name__ == "__main__":
+    typer.run(main)

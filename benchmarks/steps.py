@@ -1,0 +1,190 @@
+"""The steps that varattn is measured on: (q_len, kv_len) of every sequence, and the shape of the attention.
+
+Ragged lengths are drawn with fixed seeds, so every run measures the same steps.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from varattn.trace import EXCERPTS, Simulator, read_trace
+
+PACKED = 0  # as a page size
+
+
+@dataclass(frozen=True)
+class Heads:
+    q: int
+    kv: int
+    dim: int = 128
+
+
+LLAMA_8B = Heads(32, 8)
+LLAMA_8B_TP8 = Heads(8, 1)
+QWEN_7B = Heads(28, 4)
+GPT_OSS = Heads(64, 8, 64)
+WIDE = Heads(16, 8, 256)
+
+
+@dataclass(frozen=True)
+class BenchStep:
+    name: str
+    kind: str  # prefill, decode, spec, mixed, skew, or the name of a trace
+    lengths: tuple[tuple[int, int], ...]  # (q_len, kv_len)
+    heads: Heads = LLAMA_8B
+    page_size: int = 16  # or PACKED
+    causal: bool = True
+    dtype: str = "bfloat16"
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {f'p{self.page_size}' if self.page_size else 'packed'}"
+
+    @property
+    def total_q(self) -> int:
+        return sum(q for q, _ in self.lengths)
+
+    @property
+    def total_k(self) -> int:
+        return sum(k for _, k in self.lengths)
+
+    @property
+    def flops(self) -> int:
+        """Of both products, visible (query, key) pairs only."""
+        pairs = sum(visible_pairs(q, k) if self.causal else q * k for q, k in self.lengths)
+        return 4 * pairs * self.heads.q * self.heads.dim
+
+    @property
+    def kv_bytes(self) -> int:
+        return 2 * self.total_k * self.heads.kv * self.heads.dim * self._element_bytes
+
+    @property
+    def bytes(self) -> int:
+        """The least that must move: q, K and V read once, out written once."""
+        kv = 2 * sum(k for q, k in self.lengths if q > 0) * self.heads.kv * self.heads.dim
+        return (2 * self.total_q * self.heads.q * self.heads.dim + kv) * self._element_bytes
+
+    @property
+    def _element_bytes(self) -> int:
+        return 4 if self.dtype == "float32" else 2
+
+    def shrunk(self, factor: int = 64, max_seqs: int = 6) -> BenchStep:
+        """A tiny step of the same kind, for dry runs."""
+        lengths = tuple((max(1, q // factor) if q > 1 else q, max(1, k // factor)) for q, k in self.lengths)
+        few = lengths[: max_seqs // 2] + lengths[max_seqs // 2 :][-max_seqs // 2 :]
+        return replace(self, lengths=few)
+
+
+def visible_pairs(q_len: int, kv_len: int) -> int:
+    """(query, key) pairs under a causal mask: the last query sees every key."""
+    if q_len <= kv_len:
+        return q_len * (kv_len - q_len) + q_len * (q_len + 1) // 2
+    return kv_len * (kv_len + 1) // 2
+
+
+def ragged(count: int, low: int, high: int, seed: int, skew: float = 1.0) -> list[int]:
+    rng = random.Random(seed)
+    return [int(low + (high - low) * rng.random() ** skew) for _ in range(count)]
+
+
+def _decodes(lengths: list[int], q_len: int = 1) -> tuple[tuple[int, int], ...]:
+    return tuple((q_len, n) for n in lengths)
+
+
+def _prefills(lengths: list[int]) -> tuple[tuple[int, int], ...]:
+    return tuple((n, n) for n in lengths)
+
+
+PREFILLS = (
+    ("prefill 1x16k causal", _prefills([16384])),
+    ("prefill 4x4k causal", _prefills([4096] * 4)),
+    ("prefill 16x1k causal", _prefills([1024] * 16)),
+    ("prefill ragged 32 causal", _prefills(ragged(32, 16, 2048, 1, 2.0))),
+    ("chunk 2k of 32k", ((2048, 32768),)),
+)
+
+
+def fixed_steps() -> list[BenchStep]:
+    steps = []
+    for page_size in (PACKED, 16):
+        for name, lengths in PREFILLS:
+            steps.append(BenchStep(name, "prefill", lengths, page_size=page_size))
+    steps += [
+        BenchStep("prefill 1x16k full", "prefill", _prefills([16384]), page_size=PACKED, causal=False),
+        BenchStep("prefill 4x4k causal d64", "prefill", _prefills([4096] * 4), GPT_OSS, PACKED),
+        BenchStep("prefill 4x4k causal d256", "prefill", _prefills([4096] * 4), WIDE, PACKED),
+    ]
+    for name, lengths in PREFILLS[1:4]:
+        steps.append(BenchStep(name, "prefill", lengths, page_size=128))
+    skewed = _decodes(ragged(128, 64, 32768, 2, 3.0))
+    for page_size in (16, 128):
+        for name, kind, lengths, heads in [
+            ("decode b1 k64k", "decode", _decodes([65536]), LLAMA_8B),
+            ("decode b16 k8k", "decode", _decodes([8192] * 16), LLAMA_8B),
+            ("decode b128 k4k", "decode", _decodes([4096] * 128), LLAMA_8B),
+            ("decode ragged b128", "decode", skewed, LLAMA_8B),
+            ("decode ragged b128 tp8", "decode", skewed, LLAMA_8B_TP8),
+            ("decode b1024 k1k", "decode", _decodes([1024] * 1024), LLAMA_8B),
+            ("spec q4 b32 ragged", "spec", _decodes(ragged(32, 512, 16384, 3), 4), LLAMA_8B),
+            (
+                "mixed 2k chunk + 63 decode",
+                "mixed",
+                ((2048, 4096), *_decodes(ragged(63, 128, 16384, 4, 2.0))),
+                LLAMA_8B,
+            ),
+            (
+                "mixed qwen7b 128dec + 4x1k",
+                "mixed",
+                _prefills([1024] * 4) + _decodes(ragged(128, 128, 8192, 5)),
+                QWEN_7B,
+            ),
+            ("mixed 2x2k + 128 dec 4k", "mixed", _prefills([2048] * 2) + _decodes([4096] * 128), LLAMA_8B),
+            (
+                "mixed 1 long decode + 31 short prefill",
+                "mixed",
+                _decodes([65536]) + _prefills([64] * 31),
+                LLAMA_8B,
+            ),
+        ]:
+            steps.append(BenchStep(name, kind, lengths, heads, page_size))
+    for count in (900, 1000):
+        lengths = _decodes([131072] + [256] * (count - 1))
+        steps.append(BenchStep(f"skew 1x128k + {count - 1}x256", "skew", lengths))
+    return steps
+
+
+@dataclass(frozen=True)
+class TraceSetting:
+    name: str
+    excerpt: str
+    max_running: int
+    tokens_per_decode: int = 1
+
+
+TRACES = (
+    TraceSetting("trace conv, 128 running", "conv", 128),
+    TraceSetting("trace code, 64 running", "code", 64),
+    TraceSetting("trace conv, 128 running, 4 tokens a decode", "conv", 128, 4),
+)
+
+
+def trace_steps(count: int, token_budget: int = 2048) -> list[BenchStep]:
+    """`count` steps of each trace, evenly spaced between the filling of the engine and the last admission."""
+    steps = []
+    for setting in TRACES:
+        requests = read_trace(EXCERPTS[setting.excerpt])
+        simulated = list(
+            Simulator(
+                requests,
+                max_running=setting.max_running,
+                token_budget=token_budget,
+                tokens_per_decode=setting.tokens_per_decode,
+            )
+        )
+        last = max(s.index for s in simulated if any(c.is_prefill for c in s.chunks))
+        first = min(last // 3, setting.max_running)
+        for i in range(count):
+            step = simulated[first + (last - first) * i // count]
+            steps.append(BenchStep(f"{setting.name}, step {step.index}", setting.name, tuple(step.lengths)))
+    return steps

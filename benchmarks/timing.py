@@ -1,0 +1,128 @@
+"""Kernel times: replays of CUDA graphs that hold many calls, alternating between the competitors.
+
+A graph's calls walk through copies of the K/V cache that together exceed the L2, so every call finds it cold. Only
+launches inside one graph are timed: host time is not part of the figures.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+REPLAY_SECONDS = 0.010  # of one replay, so that the start of a graph does not matter
+MAX_CALLS = 128
+SPIN_CYCLES = 200_000  # keeps the GPU busy while a replay is being submitted
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: the median, and the 10th and 90th percentile, over replays."""
+
+    median: float
+    low: float
+    high: float
+    num_replays: int
+
+    @staticmethod
+    def of(samples: list[float]) -> Timing:
+        ordered = sorted(samples)
+        last = len(ordered) - 1
+        return Timing(statistics.median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered))
+
+    @property
+    def spread(self) -> float:
+        return (self.high - self.low) / self.median
+
+
+class CapturedCalls:
+    """A graph of `num_calls` calls; call(i) uses the i-th copy of the cache."""
+
+    def __init__(self, call: Callable[[int], object], num_copies: int):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call(0)
+            begin, end = _events()
+            begin.record()
+            for i in range(3):
+                call(i % num_copies)
+            end.record()
+        end.synchronize()
+        wanted = int(REPLAY_SECONDS / max(begin.elapsed_time(end) / 3000, 1e-6))
+        # Whole rounds through the copies, so that all are used alike.
+        self.num_calls = max(1, min(wanted, MAX_CALLS) // num_copies) * num_copies
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            for i in range(self.num_calls):
+                call(i % num_copies)
+
+    def replay(self) -> float:
+        """Seconds per call."""
+        begin, end = _events()
+        torch.cuda._sleep(SPIN_CYCLES)
+        begin.record()
+        self._graph.replay()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000 / self.num_calls
+
+
+class EagerCalls:
+    """The same interface on a CPU, for dry runs."""
+
+    def __init__(self, call: Callable[[int], object], num_copies: int):
+        self._call, self._num_copies, self._next = call, num_copies, 0
+
+    def replay(self) -> float:
+        begin = time.perf_counter()
+        self._call(self._next % self._num_copies)
+        self._next += 1
+        return time.perf_counter() - begin
+
+
+def captured(call: Callable[[int], object], num_copies: int, device: torch.device) -> CapturedCalls | EagerCalls:
+    return (CapturedCalls if device.type == "cuda" else EagerCalls)(call, num_copies)
+
+
+def time_alternating(
+    competitors: dict[str, CapturedCalls | EagerCalls], seconds: float, min_rounds: int = 5, max_rounds: int = 100
+) -> dict[str, Timing]:
+    """Times all of them in turn, in changing order, for about `seconds` in total."""
+    samples: dict[str, list[float]] = {name: [] for name in competitors}
+    for calls in competitors.values():
+        calls.replay()
+    order = list(competitors)
+    deadline = time.monotonic() + seconds
+    for round_index in range(max_rounds):
+        if round_index >= min_rounds and time.monotonic() > deadline:
+            break
+        for name in order:
+            samples[name].append(competitors[name].replay())
+        order.append(order.pop(0))
+    return {name: Timing.of(values) for name, values in samples.items()}
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """(FLOP/s of a large matrix product, bytes/s of a large copy counting reads and writes)."""
+    on_gpu = device.type == "cuda"
+    n = 8192 if on_gpu else 256
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    c = torch.empty_like(a)
+    source = torch.randint(0, 255, (2**31 if on_gpu else 2**22,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = time_alternating(
+        {
+            "matmul": captured(lambda _: torch.mm(a, b, out=c), 1, device),
+            "copy": captured(lambda _: target.copy_(source), 1, device),
+        },
+        seconds=1.0 if on_gpu else 0.05,
+    )
+    return 2 * n**3 / times["matmul"].median, 2 * source.numel() / times["copy"].median
+
+
+def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

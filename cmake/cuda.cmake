@@ -1,0 +1,57 @@
+# The CUDA part of varattn_objects. Sets VARATTN_HAS_CUDA.
+set(VARATTN_HAS_CUDA OFF)
+if(NOT VARATTN_CUDA STREQUAL OFF)
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(VARATTN_HAS_CUDA ON)
+  elseif(VARATTN_CUDA STREQUAL ON)
+    message(FATAL_ERROR "varattn: VARATTN_CUDA is ON, but no nvcc was found: put it on PATH or set CMAKE_CUDA_COMPILER")
+  endif()
+endif()
+
+if(NOT VARATTN_HAS_CUDA)
+  message(STATUS "varattn: no CUDA (VARATTN_CUDA=${VARATTN_CUDA}): the library has the CPU part alone")
+  target_sources(varattn_objects PRIVATE csrc/core/no_cuda.cpp)
+  return()
+endif()
+
+set(CMAKE_CUDA_ARCHITECTURES OFF) # each file has its own, below
+enable_language(CUDA)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+set_target_properties(varattn_objects PROPERTIES CUDA_ARCHITECTURES OFF)
+find_package(CUDAToolkit 12.0 REQUIRED)
+message(STATUS "varattn: CUDA ${CUDAToolkit_VERSION}")
+target_link_libraries(varattn_objects PUBLIC CUDA::cudart_static)
+target_compile_options(varattn_objects PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 -O3 -lineinfo>)
+
+# Machine code for the chips that a file is written for. `portable` files run on 8.0 and up: PTX serves newer chips.
+function(varattn_cuda_sources kind)
+  if(kind STREQUAL portable)
+    set(targets --generate-code=arch=compute_80,code=[sm_80] --generate-code=arch=compute_90,code=[sm_90,compute_90])
+  elseif(kind STREQUAL sm90)
+    set(targets --generate-code=arch=compute_90a,code=[sm_90a])
+  endif()
+  set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "${targets}")
+  target_sources(varattn_objects PRIVATE ${ARGN})
+endfunction()
+
+target_sources(varattn_objects PRIVATE csrc/cuda/attention.cpp csrc/cuda/device_info.cpp csrc/portable/launch.cpp)
+varattn_cuda_sources(
+  portable
+  csrc/cuda/planner.cu
+  csrc/portable/instances/bf16_d64.cu
+  csrc/portable/instances/bf16_d128.cu
+  csrc/portable/instances/bf16_d256.cu
+  csrc/portable/instances/fp16_d64.cu
+  csrc/portable/instances/fp16_d128.cu
+  csrc/portable/instances/fp16_d256.cu)
+varattn_cuda_sources(
+  sm90
+  csrc/sm90/launch.cu
+  csrc/sm90/instances/bf16_d64.cu
+  csrc/sm90/instances/bf16_d128.cu
+  csrc/sm90/instances/bf16_d256.cu
+  csrc/sm90/instances/fp16_d64.cu
+  csrc/sm90/instances/fp16_d128.cu
+  csrc/sm90/instances/fp16_d256.cu)

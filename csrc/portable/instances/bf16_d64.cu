@@ -1,0 +1,3 @@
+#include "portable/launch_instance.cuh"
+
+template void varattn::portable::launch_instance<__nv_bfloat16, 64>(const AttentionParams&, cudaStream_t);

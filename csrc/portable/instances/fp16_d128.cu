@@ -1,0 +1,3 @@
+#include "portable/launch_instance.cuh"
+
+template void varattn::portable::launch_instance<__half, 128>(const AttentionParams&, cudaStream_t);

@@ -1,0 +1,77 @@
+// Tile shapes, shared memory and launch arguments of the Hopper kernel. One row of the kernel table each.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "varattn/params.h"
+
+namespace varattn::sm90 {
+
+inline constexpr int kConsumerWarpgroups = 2;
+inline constexpr int kConsumerWarps = 4 * kConsumerWarpgroups;
+inline constexpr int kProducerWarps = 4;
+inline constexpr int kThreads = 32 * (kConsumerWarps + kProducerWarps);
+inline constexpr int kTileRows = 64 * kConsumerWarpgroups;  // prefill: 64 rows a warpgroup
+inline constexpr int kDecodeRows = 16;                      // decode: one mma.sync row tile
+inline constexpr int kPartDims = 64;                        // a 128-byte line of shared memory holds 64 elements
+
+// kDim_: head dim, 64, 128 or 256; smaller ones are zero-filled by the copy engine.
+template <class T_, int kDim_>
+struct Config {
+    using T = T_;
+    static constexpr int kDim = kDim_;
+    static constexpr int kBlockN = kDim == 256 ? 64 : 128;
+    static constexpr int kParts = kDim / kPartDims;
+    static constexpr int kQPartBytes = kTileRows * 128;      // the same rows, 64 dims further on
+    static constexpr int kKvPartBytes = kBlockN * 128;
+    static constexpr int kQBytes = kParts * kQPartBytes;
+    static constexpr int kStageBytes = kParts * kKvPartBytes;  // a K or a V block
+    static constexpr int kQSlots = kDim == 256 ? 1 : 2;
+    static constexpr int kStages = kDim == 64 ? 10 : 5;        // 160 KiB of K and V in flight
+    static constexpr bool kHasDecode = kDim != 256;
+    // Registers of a thread: the accumulators of the consumers need nearly all of an SM's 64 K.
+    static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+};
+
+inline constexpr int kItemSlots = 4;
+
+// A work item on its way from the scheduler warp to everyone else.
+struct ItemSlot {
+    WorkItem item;
+    int32_t head_kv;  // -1: no more work
+};
+
+template <class C>
+struct alignas(1024) SharedMemory {
+    uint8_t q[C::kQSlots][C::kQBytes];  // later the output tile, or the warps' partial outputs in decode mode
+    uint8_t kv[C::kStages][C::kStageBytes];
+    ItemSlot items[kItemSlots];
+    float decode_max[kConsumerWarps][kDecodeRows];
+    float decode_sum[kConsumerWarps][kDecodeRows];
+    int32_t is_last_split;
+    uint64_t q_full[C::kQSlots], q_empty[C::kQSlots];
+    uint64_t kv_full[C::kStages], kv_empty[C::kStages];
+    uint64_t item_full[kItemSlots], item_empty[kItemSlots];
+};
+
+// Copy-engine views. A KV box is 64 dims x box_rows keys; the `whole` maps take all 64-dim parts of box_rows keys at once.
+struct LaunchParams {
+    AttentionParams a;
+    CUtensorMap q_prefill, q_decode;  // (head_dim, num_heads_q, total_q)
+    CUtensorMap k, v;                 // (head_dim, page_size, num_heads_kv, num_pages)
+    CUtensorMap k_whole, v_whole;     // (64, page_size, head_dim / 64, num_heads_kv, num_pages)
+    int32_t box_rows;                 // keys of a KV box: a power of two that divides the page size
+    int32_t has_whole;                // the `whole` maps exist: head dims are multiples of 64
+    int32_t page_shift;               // log2(page_size), or -1
+    int32_t q_box_rows[2];            // packed rows of a q box: prefill, decode
+    uint32_t group_reciprocal;        // ceil(2^16 / group): divides the rows of a tile by the group size
+    float scale_log2;                 // exponent of 2 of a score unit
+    float score_scale;                // softcap: scores are tanh(score * score_scale) first; 0: no softcap
+};
+
+// Launches the instance of params.config.kernel on the stream.
+void launch(const AttentionParams& params, CUstream_st* stream);
+
+}  // namespace varattn::sm90

@@ -1,0 +1,9 @@
+#include "sm90/launch.cuh"
+
+namespace varattn::sm90 {
+
+void launch_bf16_d128(const LaunchParams& params, cudaStream_t stream) {
+    launch_instance<Config<__nv_bfloat16, 128>>(params, stream);
+}
+
+}  // namespace varattn::sm90

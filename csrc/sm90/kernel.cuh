@@ -1,0 +1,89 @@
+// The Hopper attention kernel: one persistent CTA per SM, one producer warpgroup, two consumer warpgroups, one launch for
+// prefill and decode items alike.
+#pragma once
+
+#include "sm90/decode.cuh"
+#include "sm90/prefill.cuh"
+#include "sm90/producer.cuh"
+
+namespace varattn::sm90 {
+
+// Whether the plan is for this launch. If not, reports the fields that differ.
+__device__ __forceinline__ bool accept_plan(const LaunchParams& p, int lane) {
+    auto* header = static_cast<PlanHeader*>(p.a.plan);
+    bool differs = false;
+    if (lane < kPlanConfigWords)
+        differs = reinterpret_cast<const int32_t*>(&header->config)[lane] !=
+                  reinterpret_cast<const int32_t*>(&p.a.config)[lane];
+    const bool is_plan = header->magic == kPlanMagic;
+    const uint32_t fields = __ballot_sync(~0u, differs);
+    if (is_plan && fields == 0) return true;
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        atomicOr(&header->status, is_plan ? kStatusForeignPlan | fields << kStatusFirstField : kStatusNotAPlan);
+    return false;
+}
+
+template <class C>
+__device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int thread) {
+    RingPosition<C::kStages> kv;
+    RingPosition<C::kQSlots> q_slot;
+    RingPosition<kItemSlots> slot;
+    const auto* header = static_cast<const PlanHeader*>(p.a.plan);
+    write_padding<C>(p, header->q_begin, header->q_end, thread);
+    if (wg == 1) named_barrier_arrive(kBarrierTurn, 256);  // the first turn is warpgroup 0's
+    for (;;) {
+        mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());
+        const bool done = sm.items[slot.stage].head_kv < 0;
+        const Work w = read_work<C>(p, sm.items[slot.stage]);
+        if (done) break;
+        // Or the compiler would compute every address that depends on the thread alone before the loop, and spill them.
+        asm volatile("" : "+r"(thread));
+        if (w.num_rows > 0) {
+            if (w.num_blocks == 0)
+                write_empty<C>(p, w, thread);
+            else if (C::kHasDecode && w.decode)
+                attend_decode<C>(p, sm, w, kv, q_slot, wg, thread);
+            else
+                attend_prefill<C>(p, sm, w, kv, q_slot, wg, thread);
+            if (w.item->num_splits > 1) merge_if_last<C>(p, sm, w, thread);
+        }
+        __syncwarp();
+        if (thread % 32 == 0) mbarrier_arrive(&sm.item_empty[slot.stage]);
+        slot.advance();
+    }
+}
+
+template <class C>
+__global__ void __launch_bounds__(kThreads, 1) attention_kernel(const __grid_constant__ LaunchParams p) {
+    extern __shared__ char raw[];
+    auto& sm = *reinterpret_cast<SharedMemory<C>*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
+    const int warp = static_cast<int>(warp_uniform(threadIdx.x / 32)), lane = threadIdx.x % 32;
+    if (!accept_plan(p, lane)) return;
+
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < C::kQSlots; ++i) {
+            mbarrier_init(&sm.q_full[i], 1);
+            mbarrier_init(&sm.q_empty[i], kConsumerWarps);
+        }
+        for (int i = 0; i < C::kStages; ++i) {
+            mbarrier_init(&sm.kv_full[i], kProducerWarps);
+            mbarrier_init(&sm.kv_empty[i], kConsumerWarps);
+        }
+        for (int i = 0; i < kItemSlots; ++i) {
+            mbarrier_init(&sm.item_full[i], 1);
+            mbarrier_init(&sm.item_empty[i], kConsumerWarps + kProducerWarps);
+        }
+        mbarrier_init_fence();
+        fence_async_proxy();
+    }
+    __syncthreads();
+    if (warp >= kConsumerWarps) {
+        lower_register_limit<C::kProducerRegisters>();
+        produce<C>(p, sm, warp - kConsumerWarps, lane);
+    } else {
+        raise_register_limit<C::kConsumerRegisters>();
+        consume<C>(p, sm, warp / 4, threadIdx.x);
+    }
+}
+
+}  // namespace varattn::sm90

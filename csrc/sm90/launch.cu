@@ -1,0 +1,114 @@
+// Host side of the Hopper kernel: tensor maps and derived arguments of a launch.
+#include <cmath>
+#include <sstream>
+
+#include "core/kernel_table.h"
+#include "sm90/launch.cuh"
+
+namespace varattn::sm90 {
+namespace {
+
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's encoder is looked up at run time, so that nothing links libcuda.
+EncodeTiled encode_tiled() {
+    static const EncodeTiled function = [] {
+        void* found = nullptr;
+        cudaDriverEntryPointQueryResult result;
+        check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
+                   "mha_varlen", "cudaGetDriverEntryPointByVersion");
+        return reinterpret_cast<EncodeTiled>(found);
+    }();
+    return function;
+}
+
+// A view of 16-bit elements, innermost dimension first; strides in elements, that of dimension 0 is 1.
+struct View {
+    const char* name;
+    const void* data;
+    int rank;
+    cuuint64_t dims[5];
+    int64_t strides[5];
+    cuuint32_t box[5];
+};
+
+CUtensorMap make_map(const View& view, bool bf16) {
+    cuuint64_t dims[5], strides_bytes[4];
+    const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
+    for (int i = 0; i < view.rank; ++i) {
+        dims[i] = view.dims[i];
+        // A dimension of one element may have any stride in a tensor; the encoder wants a plausible one.
+        if (i > 0) strides_bytes[i - 1] = view.dims[i] == 1 ? 16 : view.strides[i] * 2;
+    }
+    CUtensorMap map;
+    const CUresult error = encode_tiled()(
+        &map, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, view.rank,
+        const_cast<void*>(view.data), dims, strides_bytes, view.box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (error == CUDA_SUCCESS) return map;
+    std::ostringstream message;
+    message << "mha_varlen: " << view.name << ": got a layout that the copy engine does not take (CUresult " << error
+            << "): address " << view.data << ", ";
+    for (int i = 0; i < view.rank; ++i)
+        message << (i ? "; " : "") << "dim " << dims[i] << " stride " << (i ? strides_bytes[i - 1] : 2) << " bytes box "
+                << view.box[i];
+    throw Error(ErrorCode::kInvalidArgument, message.str());
+}
+
+// The largest power of two up to `limit` that divides n.
+int32_t power_of_two_divisor(int32_t n, int32_t limit) { return std::min(limit, n & -n); }
+
+}  // namespace
+
+void launch(const AttentionParams& a, cudaStream_t stream) {
+    const PlanConfig& c = a.config;
+    if (c.num_ctas == 0 || a.total_q == 0) return;
+    const bool bf16 = c.dtype == static_cast<int32_t>(DType::kBFloat16), paged = a.block_table != nullptr;
+    const int32_t group = c.num_heads_q / c.num_heads_kv;
+    const auto u = [](int64_t x) { return static_cast<cuuint32_t>(x); };
+    const auto n = [](int64_t x) { return static_cast<cuuint64_t>(std::max<int64_t>(x, 1)); };
+
+    LaunchParams p{};
+    p.a = a;
+    p.box_rows = paged ? power_of_two_divisor(a.page_size, c.block_n) : c.block_n;
+    p.has_whole = c.head_dim % kPartDims == 0 && c.head_dim_v % kPartDims == 0 && c.head_dim == c.head_dim_v &&
+                  p.box_rows >= 8;
+    p.page_shift = paged && (a.page_size & (a.page_size - 1)) == 0 ? static_cast<int32_t>(std::log2(a.page_size)) : -1;
+    p.group_reciprocal = static_cast<uint32_t>(ceil_div(1 << 16, group));
+    constexpr float kLog2e = 1.4426950408889634f;
+    p.scale_log2 = (a.softcap > 0 ? a.softcap : a.softmax_scale) * kLog2e;
+    p.score_scale = a.softcap > 0 ? a.softmax_scale / a.softcap : 0.f;
+
+    for (int decode = 0; decode < 2; ++decode) {
+        const int32_t tokens = std::max((decode ? kDecodeRows : kTileRows) / group, 1);
+        p.q_box_rows[decode] = tokens * group;
+        (decode ? p.q_decode : p.q_prefill) =
+            make_map({"q", a.q, 3, {u(c.head_dim), u(c.num_heads_q), u(a.total_q)},
+                      {1, a.q_head_stride, a.q_row_stride}, {kPartDims, u(group), u(tokens)}}, bf16);
+    }
+    // Packed K and V are one page of all rows.
+    const int64_t page_rows = paged ? a.page_size : a.total_k, num_pages = paged ? a.num_pages : 1;
+    const auto kv_map = [&](const char* name, const void* data, int32_t dim, int64_t page, int64_t row, int64_t head) {
+        return make_map({name, data, 4, {u(dim), n(page_rows), u(c.num_heads_kv), n(num_pages)}, {1, row, head, page},
+                         {kPartDims, u(p.box_rows), 1, 1}}, bf16);
+    };
+    const auto whole_map = [&](const char* name, const void* data, int32_t dim, int64_t page, int64_t row, int64_t head) {
+        return make_map({name, data, 5, {kPartDims, n(page_rows), u(dim / kPartDims), u(c.num_heads_kv), n(num_pages)},
+                         {1, row, kPartDims, head, page}, {kPartDims, u(p.box_rows), u(dim / kPartDims), 1, 1}}, bf16);
+    };
+    p.k = kv_map("k", a.k, c.head_dim, a.k_page_stride, a.k_row_stride, a.k_head_stride);
+    p.v = kv_map("v", a.v, c.head_dim_v, a.v_page_stride, a.v_row_stride, a.v_head_stride);
+    if (p.has_whole) {
+        p.k_whole = whole_map("k", a.k, c.head_dim, a.k_page_stride, a.k_row_stride, a.k_head_stride);
+        p.v_whole = whole_map("v", a.v, c.head_dim_v, a.v_page_stride, a.v_row_stride, a.v_head_stride);
+    }
+
+    switch (c.kernel) {
+        case kKernelSm90D64: return bf16 ? launch_bf16_d64(p, stream) : launch_fp16_d64(p, stream);
+        case kKernelSm90D128: return bf16 ? launch_bf16_d128(p, stream) : launch_fp16_d128(p, stream);
+        case kKernelSm90D256: return bf16 ? launch_bf16_d256(p, stream) : launch_fp16_d256(p, stream);
+        default: throw Error(ErrorCode::kInternal, "mha_varlen: config.kernel: got a kernel that is not of sm90");
+    }
+}
+
+}  // namespace varattn::sm90

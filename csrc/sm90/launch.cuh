@@ -1,0 +1,36 @@
+// Launch of one instance.
+#pragma once
+
+#include <atomic>
+
+#include "cuda/cuda_check.h"
+#include "sm90/kernel.cuh"
+
+namespace varattn::sm90 {
+
+template <class C>
+void launch_instance(const LaunchParams& params, cudaStream_t stream) {
+    constexpr int kSharedBytes = sizeof(SharedMemory<C>) + 1024;  // and room to align it
+    static_assert(kSharedBytes <= 227 * 1024);
+    static std::atomic<uint64_t> ready{0};  // devices on which the limit is set
+    int device = 0;
+    check_cuda(cudaGetDevice(&device), "mha_varlen", "cudaGetDevice");
+    const uint64_t bit = uint64_t{1} << (device % 64);
+    if (!(ready.load(std::memory_order_relaxed) & bit)) {
+        check_cuda(cudaFuncSetAttribute(attention_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+                   "mha_varlen", "cudaFuncSetAttribute");
+        ready.fetch_or(bit, std::memory_order_relaxed);
+    }
+    attention_kernel<C><<<params.a.config.num_ctas, kThreads, kSharedBytes, stream>>>(params);
+    check_cuda(cudaGetLastError(), "mha_varlen", "launch");
+}
+
+// One a file (instance_*.cu), so that they compile side by side.
+void launch_bf16_d64(const LaunchParams& params, cudaStream_t stream);
+void launch_bf16_d128(const LaunchParams& params, cudaStream_t stream);
+void launch_bf16_d256(const LaunchParams& params, cudaStream_t stream);
+void launch_fp16_d64(const LaunchParams& params, cudaStream_t stream);
+void launch_fp16_d128(const LaunchParams& params, cudaStream_t stream);
+void launch_fp16_d256(const LaunchParams& params, cudaStream_t stream);
+
+}  // namespace varattn::sm90

@@ -1,0 +1,172 @@
+// Writing results: final rows, partial results of a split, and the merge by the last split of a tile to arrive.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "core/layout.h"
+#include "device/barrier.cuh"
+#include "device/mma.cuh"
+#include "sm90/work.cuh"
+
+namespace varattn::sm90 {
+
+using namespace device;
+
+inline constexpr float kLn2 = 0.6931471805599453f, kLog2e = 1.4426950408889634f;
+
+enum NamedBarrier : int {  // 0 is __syncthreads
+    kBarrierConsumers = 1,
+    kBarrierTurn = 2,       // one a warpgroup
+    kBarrierWarpgroup = 4,  // one a warpgroup
+};
+__device__ __forceinline__ void sync_consumers() { named_barrier_sync(kBarrierConsumers, kConsumerWarps * 32); }
+
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Error below 2e-7; tanh.approx has 5e-4, which a softcap of 50 would make visible.
+__device__ __forceinline__ float tanh_fast(float x) {
+    return 1.f - __fdividef(2.f, exp2_approx(x * (2.f * kLog2e)) + 1.f);
+}
+
+template <class C>
+__device__ __forceinline__ typename C::T* out_row(const LaunchParams& p, const RowAddress& at) {
+    return static_cast<typename C::T*>(p.a.out) + at.q_row * p.a.out_row_stride + at.head_q * p.a.out_head_stride;
+}
+__device__ __forceinline__ void write_lse(const LaunchParams& p, const RowAddress& at, float lse) {
+    if (p.a.lse) p.a.lse[at.head_q * p.a.lse_head_stride + at.q_row] = lse;
+}
+
+// A row's denominator with its head's sink, in units of 2^max_log2, and the natural log of the whole.
+struct Denominator {
+    float reciprocal, lse;
+};
+__device__ __forceinline__ Denominator finish_row(const LaunchParams& p, int head_q, float max_log2, float sum,
+                                                  bool apply_sink) {
+    if (apply_sink && p.a.sinks) {
+        const float sink = p.a.sinks[head_q] * kLog2e;
+        if (sum == 0.f) return {0.f, p.a.sinks[head_q]};
+        sum += exp2f(sink - max_log2);
+    }
+    if (sum == 0.f) return {0.f, -INFINITY};
+    return {1.f / sum, (max_log2 + log2f(sum)) * kLn2};
+}
+
+// Partial results of this launch's workspace.
+struct Partials {
+    float* lse;
+    float* out;
+    uint32_t* arrivals;
+    __device__ Partials(const LaunchParams& p, const Work& w) {
+        const WorkspaceLayout l = workspace_layout(p.a.config);
+        char* base = static_cast<char*>(p.a.workspace);
+        const int64_t row = w.head_kv * l.partial_rows + w.item->partial_row;
+        lse = reinterpret_cast<float*>(base + l.partial_lse) + row;
+        out = reinterpret_cast<float*>(base + l.partial_out) + row * p.a.config.head_dim_v;
+        arrivals = reinterpret_cast<uint32_t*>(base + l.arrivals) + w.item->split_tile * p.a.config.num_heads_kv + w.head_kv;
+    }
+};
+
+// All consumer threads, after they have written their split's partials. The last split to arrive merges them all, in index
+// order, so that the bits do not depend on who is last.
+template <class C>
+__device__ void merge_if_last(const LaunchParams& p, SharedMemory<C>& sm, const Work& w, int thread) {
+    const Partials partials(p, w);
+    const int num_splits = w.item->num_splits, split_rows = tile_rows(*w.item);
+    __threadfence();
+    sync_consumers();
+    if (thread == 0) {
+        const bool last = atomicAdd(partials.arrivals, 1u) == static_cast<uint32_t>(num_splits - 1);
+        if (last) *partials.arrivals = 0;
+        sm.is_last_split = last;
+    }
+    sync_consumers();
+    if (!sm.is_last_split) return;
+    __threadfence();
+
+    const int warp = thread / 32, lane = thread % 32, dim = p.a.config.head_dim_v;
+    for (int row = warp; row < w.num_rows; row += kConsumerWarps) {
+        float top = -INFINITY, sum = 0.f;
+        for (int s = lane; s < num_splits; s += 32) top = fmaxf(top, __ldcg(partials.lse + s * split_rows + row));
+#pragma unroll
+        for (int x = 16; x; x /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, x));
+        const RowAddress at = row_address(p, w, row);
+        typename C::T* out = out_row<C>(p, at);
+        if (top == -INFINITY) {
+            const Denominator d = finish_row(p, at.head_q, 0.f, 0.f, true);
+            for (int c = lane * 2; c < dim; c += 64) *reinterpret_cast<uint32_t*>(out + c) = 0;
+            if (lane == 0) write_lse(p, at, d.lse);
+            continue;
+        }
+        float acc[C::kDim / 32] = {};
+        for (int first = 0; first < num_splits; first += 32) {
+            const int s = first + lane;
+            const float mine = s < num_splits ? exp2f((__ldcg(partials.lse + s * split_rows + row) - top) * kLog2e) : 0.f;
+#pragma unroll 4
+            for (int i = 0; i < min_of(32, num_splits - first); ++i) {
+                const float weight = __shfl_sync(~0u, mine, i);
+                sum += weight;
+                const float* from = partials.out + (int64_t{first + i} * split_rows + row) * dim;
+#pragma unroll
+                for (int k = 0; k < C::kDim / 64; ++k) {
+                    const int c = k * 64 + lane * 2;
+                    if (c < dim) {
+                        const float2 x = __ldcg(reinterpret_cast<const float2*>(from + c));
+                        acc[k * 2] += weight * x.x;
+                        acc[k * 2 + 1] += weight * x.y;
+                    }
+                }
+            }
+        }
+        const Denominator d = finish_row(p, at.head_q, top * kLog2e, sum, true);
+#pragma unroll
+        for (int k = 0; k < C::kDim / 64; ++k) {
+            const int c = k * 64 + lane * 2;
+            if (c < dim)
+                *reinterpret_cast<uint32_t*>(out + c) =
+                    pack2<typename C::T>(acc[k * 2] * d.reciprocal, acc[k * 2 + 1] * d.reciprocal);
+        }
+        if (lane == 0) write_lse(p, at, d.lse);
+    }
+}
+
+// A tile that sees no key: zeros and -inf (or the sink), as a final row or as this split's partial.
+template <class C>
+__device__ void write_empty(const LaunchParams& p, const Work& w, int thread) {
+    const int warp = thread / 32, lane = thread % 32, dim = p.a.config.head_dim_v;
+    for (int row = warp; row < w.num_rows; row += kConsumerWarps) {
+        if (w.item->num_splits > 1) {
+            const Partials partials(p, w);
+            const int64_t r = int64_t{w.item->split} * tile_rows(*w.item) + row;
+            for (int c = lane; c < dim; c += 32) partials.out[r * dim + c] = 0.f;
+            if (lane == 0) partials.lse[r] = -INFINITY;
+        } else {
+            const RowAddress at = row_address(p, w, row);
+            for (int c = lane * 2; c < dim; c += 64) *reinterpret_cast<uint32_t*>(out_row<C>(p, at) + c) = 0;
+            if (lane == 0) write_lse(p, at, finish_row(p, at.head_q, 0.f, 0.f, true).lse);
+        }
+    }
+}
+
+// Rows of q that belong to no sequence.
+template <class C>
+__device__ void write_padding(const LaunchParams& p, int q_begin, int q_end, int thread) {
+    if (p.a.leave_padding) return;
+    const int num_heads = p.a.config.num_heads_q, dim = p.a.config.head_dim_v;
+    const int warp = blockIdx.x * kConsumerWarps + thread / 32, lane = thread % 32;
+    q_end = min_of(q_end, p.a.total_q);
+    q_begin = min_of(q_begin, q_end);
+    const int64_t rows = int64_t{p.a.total_q - (q_end - q_begin)} * num_heads;
+    for (int64_t i = warp; i < rows; i += static_cast<int64_t>(gridDim.x) * kConsumerWarps) {
+        RowAddress at{static_cast<int32_t>(i / num_heads), static_cast<int32_t>(i % num_heads)};
+        if (at.q_row >= q_begin) at.q_row += q_end - q_begin;
+        for (int c = lane * 2; c < dim; c += 64) *reinterpret_cast<uint32_t*>(out_row<C>(p, at) + c) = 0;
+        if (lane == 0) write_lse(p, at, -INFINITY);
+    }
+}
+
+}  // namespace varattn::sm90

@@ -1,0 +1,246 @@
+// The host planner: every plan is proved by find_plan_fault, and some decisions are spelled out.
+#include <algorithm>
+
+#include "support.h"
+
+namespace varattn {
+namespace {
+
+using test::Plan;
+using test::Random;
+
+// Lengths of a step. Vectors own what SequenceLengths points to.
+struct Batch {
+    std::vector<int32_t> cu_seqlens_q{0}, seqused_k, cu_seqlens_k;
+    SequenceLengths lengths() const {
+        return {cu_seqlens_q.data(), seqused_k.empty() ? nullptr : seqused_k.data(),
+                cu_seqlens_k.empty() ? nullptr : cu_seqlens_k.data()};
+    }
+    void add(int32_t q_len, int32_t kv_len) {
+        cu_seqlens_q.push_back(cu_seqlens_q.back() + q_len);
+        seqused_k.push_back(kv_len);
+    }
+};
+
+PlanConfig config_for(const Batch& batch, const Device& device, int32_t heads_q, int32_t heads_kv, int32_t head_dim,
+                      int32_t num_splits = 0) {
+    PlanOptions o;
+    o.num_heads_q = heads_q;
+    o.num_heads_kv = heads_kv;
+    o.head_dim = head_dim;
+    o.causal = true;
+    o.num_splits = num_splits;
+    o.max_seqs = static_cast<int32_t>(batch.cu_seqlens_q.size()) - 1;
+    o.max_total_q = batch.cu_seqlens_q.back();
+    return make_plan_config(device, o);
+}
+
+constexpr Device kHopper{DeviceType::kCuda, 90, 132}, kAmpere{DeviceType::kCuda, 80, 108};
+
+std::string fault_of(const PlanConfig& c, const SequenceLengths& lengths) {
+    Plan plan(c, lengths);
+    if (!plan.intact()) return "the planner wrote outside plan_size bytes";
+    return find_plan_fault(c, plan.costs(), lengths, plan.data());
+}
+
+PlanConfig random_config(Random& random, int32_t max_seqs, int32_t max_total_q) {
+    PlanOptions o;
+    o.num_heads_kv = random.pick({1, 1, 2, 3, 8});
+    o.num_heads_q = o.num_heads_kv * random.pick({1, 2, 3, 4, 5, 7, 8, 16, 48, 64, 65, 128, 200});
+    o.head_dim = random.pick({8, 64, 96, 128, 192, 256});
+    o.head_dim_v = random.pick({0, 64, 128});
+    o.causal = random.chance(0.5);
+    if (random.chance(0.3)) o.window_left = random.integer(0, random.pick({0, 10, 300, 5000}));
+    if (random.chance(0.3)) o.window_right = random.integer(0, random.pick({0, 10, 300}));
+    o.num_splits = random.chance(0.3) ? 0 : random.integer(1, kMaxNumSplits);
+    o.batch_invariant = random.chance(0.1);
+    o.max_seqs = max_seqs;
+    o.max_total_q = max_total_q;
+    const Device device = random.pick({cpu_device(), kHopper, kAmpere, Device{DeviceType::kCuda, 120, 188}});
+    o.sm_margin = random.chance(0.2) ? random.integer(0, device.num_sms - 1) : 0;
+    PlanConfig c = make_plan_config(device, o);
+    if (random.chance(0.4)) {  // tile shapes of kernels with a decode mode, which the table need not have today
+        c.tile_rows = 128;
+        c.tile_rows_decode = random.pick({16, 64});
+        c.block_n = random.pick({64, 128});
+    }
+    return c;
+}
+
+std::vector<int32_t> random_offsets(Random& random, int32_t n, bool hostile, int32_t longest) {
+    std::vector<int32_t> offsets{hostile ? random.integer(-20, 20) : random.integer(0, 10)};
+    for (int32_t i = 0; i < n; ++i) {
+        int64_t next = int64_t{offsets.back()} + random.integer(0, random.chance(0.3) ? 0 : longest);
+        if (hostile && random.chance(0.2))
+            next = random.pick<int64_t>({INT32_MIN, INT32_MAX, -1, 0, random.integer(-100, 1000), 1 << 29, 1 << 30});
+        offsets.push_back(static_cast<int32_t>(std::clamp<int64_t>(next, INT32_MIN, INT32_MAX)));
+    }
+    return offsets;
+}
+
+TEST(Planner, RandomBatchesAreCoveredOnce) {
+    const int cases = test::num_cases(4000);
+    int split_tiles = 0, decode_items = 0, statuses = 0;
+    for (int i = 0; i < cases; ++i) {
+        const uint64_t seed = test::first_seed() + i;
+        Random random(seed);
+        const bool hostile = random.chance(0.4);
+        const int32_t n = random.pick({0, 1, 2, 3, 8, 30, random.integer(0, 300)});
+        const int32_t longest_q = random.pick({1, 1, 4, 60, 500}), longest_k = random.pick({1, 50, 3000, 200000});
+        Batch batch;
+        batch.cu_seqlens_q = random_offsets(random, n, hostile, longest_q);
+        if (random.chance(0.4)) batch.cu_seqlens_k = random_offsets(random, n, hostile, longest_k);
+        if (n > 0 && (batch.cu_seqlens_k.empty() || random.chance(0.3)))
+            for (int32_t s = 0; s < n; ++s)
+                batch.seqused_k.push_back(hostile && random.chance(0.2)
+                                              ? random.pick({-1, INT32_MIN, INT32_MAX, 1 << 29, (1 << 29) + 1})
+                                              : random.integer(0, longest_k));
+        const int32_t capacity = random.chance(0.5) ? std::clamp(batch.cu_seqlens_q.back(), 0, 100000)
+                                                    : random.integer(0, 20000);
+        const PlanConfig c = random_config(random, n, capacity);
+
+        Plan plan(c, batch.lengths());
+        ASSERT_TRUE(plan.intact()) << "VARATTN_SEED=" << seed;
+        ASSERT_EQ(find_plan_fault(c, plan.costs(), batch.lengths(), plan.data()), "") << "VARATTN_SEED=" << seed;
+        split_tiles += plan.header().num_split_tiles;
+        decode_items += plan.header().num_items - plan.header().num_front_items;
+        statuses += plan.header().status != 0;
+    }
+    EXPECT_GT(split_tiles, cases / 10);
+    EXPECT_GT(decode_items, cases / 10);
+    EXPECT_GT(statuses, cases / 10);
+}
+
+TEST(Planner, ExtremeLengthsDoNotOverflow) {
+    Batch batch;
+    batch.cu_seqlens_q = {0, 1 << 20, 1 << 22};
+    batch.seqused_k = {INT32_MAX, kMaxLength};
+    for (const Device& device : {cpu_device(), kHopper}) {
+        PlanConfig c = config_for(batch, device, 64, 8, 128);
+        Plan plan(c, batch.lengths());
+        EXPECT_EQ(find_plan_fault(c, plan.costs(), batch.lengths(), plan.data()), "");
+        EXPECT_EQ(plan.header().status, kStatusSequsedK);
+    }
+}
+
+TEST(Planner, StatusSaysWhatWasClamped) {
+    auto status = [](std::vector<int32_t> q, std::vector<int32_t> used, std::vector<int32_t> k, int32_t max_total_q) {
+        Batch batch;
+        batch.cu_seqlens_q = {0, 0};
+        PlanConfig c = config_for(batch, cpu_device(), 2, 1, 64);
+        c.max_seqs = static_cast<int32_t>(q.size()) - 1;
+        c.max_total_q = max_total_q;
+        batch = {q, used, k};
+        Plan plan(c, batch.lengths());
+        EXPECT_EQ(find_plan_fault(c, plan.costs(), batch.lengths(), plan.data()), "");
+        return plan.header().status;
+    };
+    EXPECT_EQ(status({0, 4, 9}, {3, 3}, {}, 9), 0u);
+    EXPECT_EQ(status({2, 4, 9}, {3, 3}, {}, 9), 0u);
+    EXPECT_EQ(status({0, 4, 10}, {3, 3}, {}, 9), kStatusCuSeqlensQ);
+    EXPECT_EQ(status({-1, 4, 9}, {3, 3}, {}, 9), kStatusCuSeqlensQ);
+    EXPECT_EQ(status({0, 4, 3}, {3, 3}, {}, 9), kStatusCuSeqlensQ);
+    EXPECT_EQ(status({0, 4, 9}, {-1, 3}, {}, 9), kStatusSequsedK);
+    EXPECT_EQ(status({0, 4, 9}, {3, kMaxLength + 1}, {}, 9), kStatusSequsedK);
+    EXPECT_EQ(status({0, 4, 9}, {}, {0, 5, 5}, 9), 0u);
+    EXPECT_EQ(status({0, 4, 9}, {}, {0, 5, 4}, 9), kStatusCuSeqlensK);
+    EXPECT_EQ(status({0, 4, 9}, {}, {-5, 5, 5}, 9), kStatusCuSeqlensK);
+    EXPECT_EQ(status({0, 4, 9}, {}, {0, kMaxLength + 1, kMaxLength + 1}, 9), kStatusCuSeqlensK);
+    EXPECT_EQ(status({0, 4, 9}, {5, 0}, {0, 5, 5}, 9), 0u);
+    EXPECT_EQ(status({0, 4, 9}, {6, 0}, {0, 5, 5}, 9), kStatusSequsedK);
+}
+
+TEST(Planner, OneLongDecodeFillsTheGpu) {
+    Batch batch;
+    batch.add(1, 128 * 1024);
+    const PlanConfig c = config_for(batch, kAmpere, 32, 8, 128);
+    Plan plan(c, batch.lengths());
+    EXPECT_EQ(plan.header().num_items, c.num_ctas / 8);
+    EXPECT_EQ(plan.header().num_split_tiles, 1);
+}
+
+TEST(Planner, SplitsStayWithinTheBound) {
+    Batch batch;
+    batch.add(1, 1 << 20);
+    for (int32_t bound : {1, 2, 7, 64, 256}) {
+        const PlanConfig c = config_for(batch, kHopper, 1, 1, 128, bound);
+        Plan plan(c, batch.lengths());
+        EXPECT_EQ(plan.header().num_items, std::min(bound, c.num_ctas));
+        EXPECT_EQ(find_plan_fault(c, plan.costs(), batch.lengths(), plan.data()), "");
+    }
+}
+
+TEST(Planner, ManySequencesWithOneLongStillSplitTheLongOne) {
+    for (int32_t n : {991, 992, 993, 1024, 4096}) {
+        Batch batch;
+        for (int32_t i = 0; i < n; ++i) batch.add(1, i == n / 2 ? 1 << 20 : 20);
+        const PlanConfig c = config_for(batch, kHopper, 8, 1, 128);
+        Plan plan(c, batch.lengths());
+        EXPECT_EQ(find_plan_fault(c, plan.costs(), batch.lengths(), plan.data()), "");
+        EXPECT_EQ(plan.header().num_split_tiles, 1);
+        EXPECT_GE(plan.header().num_items, n + 31);
+    }
+}
+
+TEST(Planner, LongestItemsComeFirst) {
+    Batch batch;
+    for (int32_t kv : {100, 9000, 500, 40000, 2000}) batch.add(64, kv);
+    const PlanConfig c = config_for(batch, kHopper, 8, 8, 128, 1);
+    Plan plan(c, batch.lengths());
+    std::vector<int32_t> lengths;
+    for (int32_t i = 0; i < plan.header().num_items; ++i) lengths.push_back(plan.items()[i].kv_len);
+    lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
+    EXPECT_EQ(lengths, (std::vector<int32_t>{40000, 9000, 2000, 500, 100}));
+}
+
+TEST(Planner, WindowsSkipBlocks) {
+    Batch batch;
+    batch.add(1, 128 * 1024);
+    PlanConfig c = config_for(batch, kHopper, 8, 1, 128, 1);
+    c.window_left = 127;
+    Plan plan(c, batch.lengths());
+    ASSERT_EQ(plan.header().num_items, 1);
+    const WorkItem& item = plan.items()[0];
+    EXPECT_EQ(item.block_begin * c.block_n, 128 * 1024 - 128);
+    EXPECT_EQ(item.block_end * c.block_n, 128 * 1024);
+}
+
+TEST(Planner, PlansAreReproducible) {
+    Batch batch;
+    for (int i = 0; i < 100; ++i) batch.add(i % 7, i * 37);
+    const PlanConfig c = config_for(batch, kHopper, 8, 2, 64);
+    Plan a(c, batch.lengths()), b(c, batch.lengths());
+    EXPECT_EQ(std::memcmp(&a.header(), &b.header(), sizeof(PlanHeader)), 0);
+    EXPECT_EQ(std::memcmp(a.items(), b.items(), a.header().num_items * sizeof(WorkItem)), 0);
+}
+
+TEST(Planner, EmptyBatches) {
+    Batch none, all_empty;
+    for (int i = 0; i < 5; ++i) all_empty.add(0, 100);
+    for (const Batch& batch : {none, all_empty}) {
+        const PlanConfig c = config_for(batch, kHopper, 8, 2, 64);
+        EXPECT_EQ(fault_of(c, batch.lengths()), "");
+        EXPECT_EQ(Plan(c, batch.lengths()).header().num_items, 0);
+    }
+}
+
+TEST(Planner, RefusesNullPointersAndForeignDevices) {
+    Batch batch;
+    batch.add(1, 1);
+    const PlanConfig c = config_for(batch, cpu_device(), 1, 1, 64);
+    Plan plan(c, batch.lengths());
+    SequenceLengths lengths = batch.lengths();
+    const auto kInvalid = ErrorCode::kInvalidArgument;
+    test::expect_error(kInvalid, "plan: plan: got null", [&] { make_plan_cpu(c, lengths, nullptr); });
+    test::expect_error(kInvalid, "plan: plan: got a pointer that is not aligned",
+                       [&] { make_plan_cpu(c, lengths, static_cast<char*>(plan.data()) + 4); });
+    test::expect_error(kInvalid, "plan: cu_seqlens_q: got null",
+                       [&] { make_plan_cpu(c, {nullptr, lengths.seqused_k, nullptr}, plan.data()); });
+    test::expect_error(kInvalid, "plan: seqused_k: got null",
+                       [&] { make_plan_cpu(c, {lengths.cu_seqlens_q, nullptr, nullptr}, plan.data()); });
+    test::expect_error(kInvalid, "plan: config: got one made for the kernel portable_d64",
+                       [&] { make_plan_cpu(config_for(batch, kAmpere, 1, 1, 64), lengths, plan.data()); });
+}
+
+}  // namespace
+}  // namespace varattn
