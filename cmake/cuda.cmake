@@ -16,14 +16,17 @@ if(NOT VARATTN_HAS_CUDA)
   return()
 endif()
 
-set(CMAKE_CUDA_ARCHITECTURES OFF) # each file has its own, below
+set(CMAKE_CUDA_ARCHITECTURES OFF) # each file has its own: see varattn_cuda_sources
 enable_language(CUDA)
-set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
-set_target_properties(varattn_objects PROPERTIES CUDA_ARCHITECTURES OFF)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION) # CMake before 3.26 does not know that nvcc 12 speaks it
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+endif()
+set_target_properties(varattn_objects PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
+                                                 CUDA_ARCHITECTURES OFF CUDA_VISIBILITY_PRESET hidden)
 find_package(CUDAToolkit 12.0 REQUIRED)
 message(STATUS "varattn: CUDA ${CUDAToolkit_VERSION}")
 target_link_libraries(varattn_objects PUBLIC CUDA::cudart_static)
-target_compile_options(varattn_objects PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 -O3 -lineinfo>)
+target_compile_options(varattn_objects PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -lineinfo>)
 
 # Machine code for the chips that a file is written for. `portable` files run on 8.0 and up: PTX serves newer chips.
 function(varattn_cuda_sources kind)

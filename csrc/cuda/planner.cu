@@ -12,10 +12,7 @@ namespace {
 
 using namespace device;
 
-#ifndef PT
-#define PT 512
-#endif
-constexpr int kThreads = PT, kWarps = kThreads / 32;
+constexpr int kThreads = 1024, kWarps = kThreads / 32;
 static_assert(32 * kMaxNumSplits <= 0xffff, "items of 32 tiles are counted in 16 bits");
 
 constexpr int kBisectionRounds = 5;

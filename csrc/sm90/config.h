@@ -63,7 +63,7 @@ struct LaunchParams {
     CUtensorMap k, v;                 // (head_dim, page_size, num_heads_kv, num_pages)
     CUtensorMap k_whole, v_whole;     // (64, page_size, head_dim / 64, num_heads_kv, num_pages)
     int32_t box_rows;                 // keys of a KV box: a power of two that divides the page size
-    int32_t has_whole;                // the `whole` maps exist: head dims are multiples of 64
+    int32_t has_whole;                // the `whole` maps exist: head dims are the kernel's own
     int32_t page_shift;               // log2(page_size), or -1
     int32_t q_box_rows[2];            // packed rows of a q box: prefill, decode
     uint32_t group_reciprocal;        // ceil(2^16 / group): divides the rows of a tile by the group size

@@ -96,7 +96,7 @@ AttentionCall::AttentionCall(const AttentionTensors& tensors, const AttentionSca
     if (capacity.max_total_q < t.q.size(0))
         refuse(arg("q", t.q), shape_of(t.q),
                "at most the plan's max_total_q = " + std::to_string(capacity.max_total_q) + " rows");
-    const Device& device = device_at(t.q.is_cuda(), t.q.get_device_index());
+    const Device device = device_at(t.q.is_cuda(), t.q.get_device_index());
     p.config = make_config(kName, device, capacity, heads, {s.causal, s.window_size},
                            {s.num_splits, s.batch_invariant, s.sm_margin});
     if (t.sinks) check_sinks(arg("sinks", *t.sinks), t.q);

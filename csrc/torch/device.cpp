@@ -2,21 +2,9 @@
 
 #include <dlfcn.h>
 
-#include <map>
-#include <mutex>
-
 namespace varattn::binding {
 
-const Device& device_at(bool is_cuda, int32_t index) {
-    static const Device cpu = cpu_device();
-    if (!is_cuda) return cpu;
-    static std::mutex mutex;
-    static std::map<int32_t, Device> devices;
-    std::lock_guard lock(mutex);
-    auto found = devices.find(index);
-    if (found == devices.end()) found = devices.emplace(index, cuda_device(index)).first;
-    return found->second;
-}
+Device device_at(bool is_cuda, int32_t index) { return is_cuda ? cuda_device(index) : cpu_device(); }
 
 // The symbol is looked up in the libtorch_cuda.so that PyTorch has loaded, so that one library serves PyTorch with and
 // without CUDA.

@@ -7,8 +7,8 @@
 
 namespace varattn::binding {
 
-// The device that plans are made for. CUDA devices are queried once.
-const Device& device_at(bool is_cuda, int32_t index);
+// The device that plans are made for.
+Device device_at(bool is_cuda, int32_t index);
 
 // PyTorch's current stream of a CUDA device.
 cudaStream_t current_stream(int32_t device_index);

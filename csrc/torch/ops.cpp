@@ -73,7 +73,7 @@ PlanConfig check_plan_call(const Tensor& cu_seqlens_q, const OptionalTensor& seq
     if (cu_seqlens_k)
         check_index_vector({"plan", "cu_seqlens_k", *cu_seqlens_k}, cu_seqlens_q, "cu_seqlens_q", num_seqs + 1,
                            "(num_seqs + 1,)");
-    const Device& device = device_at(cu_seqlens_q.is_cuda(), cu_seqlens_q.get_device_index());
+    const Device device = device_at(cu_seqlens_q.is_cuda(), cu_seqlens_q.get_device_index());
     return make_config("plan", device, {num_seqs, max_total_q}, heads, mask, schedule);
 }
 
@@ -106,7 +106,7 @@ void plan_out(Tensor cu_seqlens_q, OptionalTensor seqused_k, OptionalTensor cu_s
 
 // ---- sizes -----------------------------------------------------------------------------------------------------------
 
-const Device& device_of_argument(const char* function, const torch::stable::Device& device) {
+Device device_of_argument(const char* function, const torch::stable::Device& device) {
     if (device.is_cpu()) return device_at(false, 0);
     if (!device.is_cuda()) refuse(function, "device", "another kind of device", "cpu or cuda");
     return device_at(true, device.has_index() ? device.index() : torch::stable::accelerator::getCurrentDeviceIndex());
