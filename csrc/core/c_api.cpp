@@ -18,6 +18,7 @@ static_assert(offsetof(varattn_attention_params, sinks) == offsetof(AttentionPar
 static_assert(offsetof(varattn_attention_params, block_table_stride) == offsetof(AttentionParams, block_table_stride));
 static_assert(offsetof(varattn_attention_params, softmax_scale) == offsetof(AttentionParams, softmax_scale));
 static_assert(offsetof(varattn_attention_params, workspace) == offsetof(AttentionParams, workspace));
+static_assert(offsetof(varattn_attention_params, trace_capacity) == offsetof(AttentionParams, trace_capacity));
 static_assert(VARATTN_PLAN_STATUS_OFFSET == offsetof(PlanHeader, status));
 
 namespace {

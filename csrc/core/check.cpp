@@ -1,10 +1,33 @@
 #include "core/check.h"
 
 #include <cmath>
+#include <cstddef>
 #include <cstring>
+#include <string_view>
 
 namespace varattn {
 namespace {
+
+// The names that messages give to the fields of PlanConfig stand in the order of the struct.
+#define VARATTN_FIELD_IS_NAMED(field, name) \
+    static_assert(std::string_view(kPlanConfigFields[offsetof(PlanConfig, field) / sizeof(int32_t)]).starts_with(name))
+VARATTN_FIELD_IS_NAMED(kernel, "kernel");
+VARATTN_FIELD_IS_NAMED(dtype, "dtype");
+VARATTN_FIELD_IS_NAMED(num_heads_q, "num_heads_q");
+VARATTN_FIELD_IS_NAMED(num_heads_kv, "num_heads_kv");
+VARATTN_FIELD_IS_NAMED(head_dim, "head_dim");
+VARATTN_FIELD_IS_NAMED(head_dim_v, "head_dim_v");
+VARATTN_FIELD_IS_NAMED(tile_rows, "tile_rows");
+VARATTN_FIELD_IS_NAMED(tile_rows_decode, "tile_rows_decode");
+VARATTN_FIELD_IS_NAMED(block_n, "block_n");
+VARATTN_FIELD_IS_NAMED(window_left, "window_size[0]");
+VARATTN_FIELD_IS_NAMED(window_right, "window_size[1]");
+VARATTN_FIELD_IS_NAMED(num_splits, "num_splits");
+VARATTN_FIELD_IS_NAMED(batch_invariant, "batch_invariant");
+VARATTN_FIELD_IS_NAMED(num_ctas, "sm_margin (number of CTAs)");
+VARATTN_FIELD_IS_NAMED(max_seqs, "max_seqs");
+VARATTN_FIELD_IS_NAMED(max_total_q, "max_total_q");
+#undef VARATTN_FIELD_IS_NAMED
 
 class ParamCheck {
 public:
@@ -132,6 +155,12 @@ const KernelConfig& check_attention_params(const AttentionParams& p, DeviceType 
     check.require_pointer("sinks", p.sinks, false, 4);
     check.require_pointer("plan", p.plan, true, 16);
     check.require_pointer("workspace", p.workspace, true, 16);
+    check.require_pointer("trace", p.trace, false, 16);
+    if (p.trace) {
+        check.require(writes_trace(kernel), "trace", std::string("a buffer, for the kernel ") + kernel.name,
+                      "null: this kernel writes no trace");
+        check.require_count("trace_capacity", p.trace_capacity, 0);
+    }
 
     const int64_t rows = paged ? p.page_size : p.total_k;
     const int64_t heads_q = p.total_q > 0 ? c.num_heads_q : 0, heads_kv = keys > 0 ? c.num_heads_kv : 0;

@@ -64,6 +64,9 @@ inline constexpr int32_t kCpuWorkers = 16;  // what CPU plans are balanced for; 
 inline constexpr int32_t kDefaultNumSplits = 64;  // num_splits = 0
 inline constexpr int32_t kMaxNumSplits = 256;
 
+// Whether a kernel writes the trace of a call (trace.h).
+constexpr bool writes_trace(const KernelConfig& row) { return row.id == kKernelCpu; }
+
 bool takes_device(const KernelConfig& row, const Device& device);
 bool takes_dtype(const KernelConfig& row, DType dtype);
 

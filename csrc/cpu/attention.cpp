@@ -2,6 +2,7 @@
 // not depend on the thread that does it, and splits are merged in index order, so results do not depend on timing.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <system_error>
@@ -26,8 +27,9 @@ constexpr float kLn2 = 0.6931471805599453f;
 
 // A thread's tiles.
 struct Scratch {
-    explicit Scratch(const PlanConfig& c)
-        : out_stride(round_up(c.head_dim_v, cpu::kLanes)),
+    Scratch(const PlanConfig& c, int32_t thread)
+        : thread(thread),
+          out_stride(round_up(c.head_dim_v, cpu::kLanes)),
           kv_stride(std::max(c.head_dim, out_stride)),
           q(kKernel.tile_rows * c.head_dim),
           kv(kBlockKeys * kv_stride),
@@ -38,13 +40,13 @@ struct Scratch {
           softmax(kKernel.tile_rows),
           visible(kKernel.tile_rows) {}
 
-    int32_t out_stride, kv_stride;
-    std::vector<float> q;             // (tile_rows, head_dim)
-    std::vector<float> kv;            // (kBlockKeys, kv_stride): a block of K, then of V; columns past head_dim_v are unused
-    std::vector<float> k;             // (head_dim, kBlockKeys)
-    std::vector<float> scores;        // (tile_rows, kBlockKeys)
-    std::vector<float> out;           // (tile_rows, out_stride)
-    std::vector<float> rescale;       // (tile_rows)
+    int32_t thread, out_stride, kv_stride;
+    std::vector<float> q;        // (tile_rows, head_dim)
+    std::vector<float> kv;       // (kBlockKeys, kv_stride): a block of K, then of V; columns past head_dim_v are unused
+    std::vector<float> k;        // (head_dim, kBlockKeys)
+    std::vector<float> scores;   // (tile_rows, kBlockKeys)
+    std::vector<float> out;      // (tile_rows, out_stride)
+    std::vector<float> rescale;  // (tile_rows)
     std::vector<SoftmaxRow> softmax;  // (tile_rows)
     std::vector<Range> visible;       // (tile_rows) keys that the row sees
 };
@@ -85,11 +87,16 @@ public:
             const int64_t task = next < front ? next : num_tasks_ - 1 - (next - front);  // either end's longest first
             const WorkItem& item = items_[task / c_.num_heads_kv];
             const auto head_kv = static_cast<int32_t>(task % c_.num_heads_kv);
+            const uint64_t begin = p_.trace ? now_ns() : 0;
             attend(item, head_kv, s);
-            if (item.num_splits == 1)
+            if (item.num_splits == 1) {
                 write_rows(item, head_kv, s);
-            else if (write_partial(item, head_kv, s))
+            } else if (write_partial(item, head_kv, s)) {
+                const uint64_t merge_begin = p_.trace ? now_ns() : 0;
                 merge_splits(item, head_kv, s);
+                record(task, s.thread, kTraceMerge, merge_begin);
+            }
+            record(task, s.thread, kTraceTask, begin);
         }
     }
 
@@ -121,6 +128,23 @@ private:
 
     const void* element(const void* data, int64_t index) const {
         return static_cast<const char*>(data) + index * dtype_bytes(dtype_);
+    }
+
+    static uint64_t now_ns() {
+        const auto now = std::chrono::steady_clock::now().time_since_epoch();
+        return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+    }
+
+    // Of something that ends now. Nothing without a trace.
+    void record(int64_t task, int32_t thread, TraceKind kind, uint64_t begin_ns) const {
+        if (!p_.trace) return;
+        auto* header = static_cast<TraceHeader*>(p_.trace);
+        const uint64_t slot = std::atomic_ref<uint64_t>(header->count).fetch_add(1, std::memory_order_relaxed);
+        if (slot >= static_cast<uint64_t>(p_.trace_capacity)) return;
+        const auto item = static_cast<uint32_t>(task / c_.num_heads_kv),
+                   head = static_cast<uint32_t>(task % c_.num_heads_kv);
+        reinterpret_cast<TraceRecord*>(header + 1)[slot] = {trace_pair(item, head), trace_pair(thread, kind), begin_ns,
+                                                            now_ns()};
     }
 
     void raise(uint32_t status) const {
@@ -216,7 +240,8 @@ private:
     void finish_row(const Place& at, const float* out, float scale, float lse) const {
         if (p_.sinks) {
             const float sink = p_.sinks[at.head], max = std::max(lse, sink);
-            const float with_sink = max == kMinusInfinity ? max : max + std::log(std::exp(lse - max) + std::exp(sink - max));
+            const float with_sink =
+                max == kMinusInfinity ? max : max + std::log(std::exp(lse - max) + std::exp(sink - max));
             if (lse != kMinusInfinity) scale *= std::exp(lse - with_sink);
             lse = with_sink;
         }
@@ -245,11 +270,13 @@ private:
             const int64_t index = partial_index(item, head_kv, item.split, r);
             const float scale = one_over_sum(s.softmax[r]);
             const float* out = &s.out[r * s.out_stride];
-            for (int32_t d = 0; d < c_.head_dim_v; ++d) partial_out_[index * c_.head_dim_v + d] = out[d] * scale;
+            for (int32_t d = 0; d < c_.head_dim_v; ++d)
+                partial_out_[index * c_.head_dim_v + d] = out[d] * scale;
             partial_lse_[index] = natural_lse(s.softmax[r]);
         }
         std::atomic_ref<uint32_t> arrivals(arrivals_[int64_t{item.split_tile} * c_.num_heads_kv + head_kv]);
-        if (arrivals.fetch_add(1, std::memory_order_acq_rel) + 1 != static_cast<uint32_t>(item.num_splits)) return false;
+        if (arrivals.fetch_add(1, std::memory_order_acq_rel) + 1 != static_cast<uint32_t>(item.num_splits))
+            return false;
         arrivals.store(0, std::memory_order_relaxed);
         return true;
     }
@@ -269,7 +296,8 @@ private:
                 if (lse == kMinusInfinity) continue;
                 const float weight = std::exp(lse - max);
                 sum += weight;
-                for (int32_t d = 0; d < c_.head_dim_v; ++d) out[d] += weight * partial_out_[index * c_.head_dim_v + d];
+                for (int32_t d = 0; d < c_.head_dim_v; ++d)
+                    out[d] += weight * partial_out_[index * c_.head_dim_v + d];
             }
             const bool empty = max == kMinusInfinity && sum == 0.0f;
             finish_row(at, out, empty ? 0.0f : 1.0f / sum, empty ? kMinusInfinity : max + std::log(sum));
@@ -321,16 +349,21 @@ void mha_varlen_cpu(const AttentionParams& params, int32_t num_threads) {
     num_threads = static_cast<int32_t>(std::min<int64_t>(num_threads, attention.num_tasks()));
     if (num_threads == 0) return;
     // All memory is taken before the first item: an item once begun is always finished, so the workspace stays clean.
-    std::vector<Scratch> scratch(num_threads, Scratch(params.config));
+    std::vector<Scratch> scratch;
+    scratch.reserve(num_threads);
+    for (int32_t i = 0; i < num_threads; ++i)
+        scratch.emplace_back(params.config, i);
     std::vector<std::thread> helpers;
     helpers.reserve(num_threads - 1);
     try {
-        for (int32_t i = 1; i < num_threads; ++i) helpers.emplace_back([&, i] { attention.run(scratch[i]); });
+        for (int32_t i = 1; i < num_threads; ++i)
+            helpers.emplace_back([&, i] { attention.run(scratch[i]); });
     } catch (const std::system_error&) {
         // The machine gives no more threads: those that run do all the work.
     }
     attention.run(scratch[0]);
-    for (std::thread& helper : helpers) helper.join();
+    for (std::thread& helper : helpers)
+        helper.join();
 }
 
 }  // namespace varattn

@@ -105,6 +105,8 @@ AttentionCall::AttentionCall(const AttentionTensors& tensors, const AttentionSca
     if (t.workspace)
         check_buffer(arg("workspace", *t.workspace), t.q, "q", workspace_size(p.config), "workspace_size()");
 
+    if (t.trace) set_trace();
+
     double scale = s.softmax_scale.value_or(1.0 / std::sqrt(static_cast<double>(heads.head_dim)));
     p.softmax_scale = to_positive_float(kName, "softmax_scale", scale, false);
     p.softcap = to_positive_float(kName, "softcap", s.softcap, true);
@@ -134,6 +136,18 @@ AttentionCall::AttentionCall(const AttentionTensors& tensors, const AttentionSca
     } else {
         p.total_k = size_of(t.k, 0);
     }
+}
+
+void AttentionCall::set_trace() {
+    constexpr int64_t kHeader = sizeof(TraceHeader) / 8, kRecord = sizeof(TraceRecord) / 8;
+    Arg a = arg("trace", *t.trace);
+    check_device(a, t.q, "q");
+    check_dtype(a, ScalarType::Long, "");
+    check_rank(a, 1, "(4 + 4 * records,)");
+    check_last_dim_contiguous(a);
+    if (a.tensor.numel() < kHeader) refuse(a, shape_of(a.tensor), "(4 + 4 * records,)");
+    p.trace = a.tensor.data_ptr();
+    p.trace_capacity = (a.tensor.numel() - kHeader) / kRecord;
 }
 
 std::vector<int64_t> AttentionCall::out_shape() const { return {t.q.size(0), t.q.size(1), p.config.head_dim_v}; }

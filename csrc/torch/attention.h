@@ -12,7 +12,7 @@ namespace varattn::binding {
 
 struct AttentionTensors {
     Tensor q, k, v, cu_seqlens_q;
-    std::optional<Tensor> cu_seqlens_k, seqused_k, block_table, plan, workspace, sinks;
+    std::optional<Tensor> cu_seqlens_k, seqused_k, block_table, plan, workspace, sinks, trace;
 };
 
 struct AttentionScalars {
@@ -37,6 +37,8 @@ public:
     void run();  // under a device guard; plan, workspace and float32 sinks are made here where they are not given
 
 private:
+    void set_trace();
+
     const AttentionTensors& t;
     AttentionParams p{};
 };

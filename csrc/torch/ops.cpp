@@ -31,9 +31,10 @@ std::tuple<Tensor, Tensor> mha_varlen(Tensor q, Tensor k, Tensor v, Tensor cu_se
                                       OptionalTensor workspace, std::optional<double> softmax_scale, bool causal,
                                       Window window_size, double softcap, OptionalTensor sinks, int64_t num_splits,
                                       bool batch_invariant, int64_t sm_margin, std::optional<int64_t> max_total_q,
-                                      bool leave_padding) {
+                                      bool leave_padding, OptionalTensor trace) {
     auto guard = guard_device_of(q);
-    AttentionTensors tensors{q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, plan, workspace, sinks};
+    AttentionTensors tensors{q,           k,    v,         cu_seqlens_q, cu_seqlens_k, seqused_k,
+                             block_table, plan, workspace, sinks,        trace};
     AttentionCall call(tensors, {softmax_scale, causal, window_size, softcap, num_splits, batch_invariant, sm_margin,
                                  max_total_q, leave_padding});
     Tensor out = torch::stable::new_empty(q, call.out_shape());
@@ -47,9 +48,11 @@ void mha_varlen_out(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, OptionalT
                     OptionalTensor seqused_k, OptionalTensor block_table, OptionalTensor plan, OptionalTensor workspace,
                     std::optional<double> softmax_scale, bool causal, Window window_size, double softcap,
                     OptionalTensor sinks, int64_t num_splits, bool batch_invariant, int64_t sm_margin,
-                    std::optional<int64_t> max_total_q, bool leave_padding, Tensor out, OptionalTensor lse) {
+                    std::optional<int64_t> max_total_q, bool leave_padding, OptionalTensor trace, Tensor out,
+                    OptionalTensor lse) {
     auto guard = guard_device_of(q);
-    AttentionTensors tensors{q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table, plan, workspace, sinks};
+    AttentionTensors tensors{q,           k,    v,         cu_seqlens_q, cu_seqlens_k, seqused_k,
+                             block_table, plan, workspace, sinks,        trace};
     AttentionCall call(tensors, {softmax_scale, causal, window_size, softcap, num_splits, batch_invariant, sm_margin,
                                  max_total_q, leave_padding});
     call.set_outputs(out, lse);
@@ -138,7 +141,8 @@ constexpr const char* kAttentionArgs =
     "Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, *, Tensor? cu_seqlens_k=None, Tensor? seqused_k=None, "
     "Tensor? block_table=None, Tensor(a!)? plan=None, Tensor(b!)? workspace=None, float? softmax_scale=None, "
     "bool causal=False, int[2] window_size=[-1, -1], float softcap=0.0, Tensor? sinks=None, int num_splits=0, "
-    "bool batch_invariant=False, int sm_margin=0, SymInt? max_total_q=None, bool leave_padding=False";
+    "bool batch_invariant=False, int sm_margin=0, SymInt? max_total_q=None, bool leave_padding=False, "
+    "Tensor(e!)? trace=None";
 constexpr const char* kPlanArgs =
     "Tensor cu_seqlens_q, *, Tensor? seqused_k=None, Tensor? cu_seqlens_k=None, SymInt max_total_q, "
     "int num_heads_q, int num_heads_kv, int head_dim, int? head_dim_v=None, ScalarType dtype, bool causal=False, "

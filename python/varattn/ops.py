@@ -36,6 +36,7 @@ def mha_varlen(
     lse: Tensor | None = None,
     return_lse: bool = False,
     leave_padding: bool = False,
+    trace: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of a packed batch of sequences over a packed or paged KV cache, in one launch on the current stream.
 
@@ -68,6 +69,8 @@ def mha_varlen(
         lse: (num_heads_q, total_q) float32, to write to; only with out.
         return_lse: also return the LSE.
         leave_padding: don't write rows of out and lse that belong to no sequence.
+        trace: a buffer of varattn.timeline.trace_buffer(), into which the call writes what ran where, and when. Kernels
+            that write none refuse it.
 
     Returns:
         out, or (out, lse): lse is the natural log of the softmax denominator, the sink included. A query that sees no
@@ -112,6 +115,8 @@ def mha_varlen(
         max_total_q=max_total_q,
         leave_padding=leave_padding,
     )
+    if trace is not None:
+        options["trace"] = trace
     if out is None and lse is not None:
         raise TypeError("mha_varlen: lse: got a tensor without out; takes None, or a tensor together with out")
     if out is not None and return_lse and lse is None:

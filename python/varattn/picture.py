@@ -78,6 +78,37 @@ def item_kinds(items: np.ndarray, max_decode_tokens: int = 1) -> np.ndarray:
     return names[2 * decode.astype(int) + split.astype(int)]
 
 
+@dataclass(frozen=True)
+class Bars:
+    """Bars of a picture: each lies in a row, from begin to end (ns), in the colour of its kind."""
+
+    row: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    kind: np.ndarray  # keys of COLOURS
+
+
+def draw_bars(axes, bars: Bars, num_rows: int) -> list:
+    """Draws bars over us, the first row on top. Returns the handles of a legend."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.patches import Patch
+
+    left, right = bars.begin / 1000, bars.end / 1000
+    low, high = bars.row - 0.45, bars.row + 0.45
+    corners = np.stack([left, low, left, high, right, high, right, low], axis=1).reshape(-1, 4, 2)
+    cost = (bars.end - bars.begin).astype(float)
+    legend = []
+    for kind, colour in COLOURS.items():
+        chosen = bars.kind == kind
+        if not chosen.any():
+            continue
+        axes.add_collection(PolyCollection(corners[chosen], facecolors=colour, edgecolors="white", linewidths=0.25))
+        share = cost[chosen].sum() / max(1.0, cost.sum())
+        legend.append(Patch(color=colour, label=f"{kind}: {int(chosen.sum())} tasks, {share:.0%} of the cost"))
+    axes.set_ylim(num_rows - 0.5, -0.5)
+    return legend
+
+
 def draw_schedule(
     path: str | Path,
     items: np.ndarray,
@@ -90,9 +121,7 @@ def draw_schedule(
 ) -> Schedule:
     """Writes a PNG: a row for each CTA, a bar for each (item, KV head) it runs. Returns the simulated schedule."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     schedule = simulate_queue(items["cost"], num_heads_kv, num_ctas, num_front_ctas)
     kinds = item_kinds(items, max_decode_tokens)[schedule.task // num_heads_kv]
@@ -100,23 +129,12 @@ def draw_schedule(
     figure = Figure(figsize=(12, min(14.0, 2.2 + 0.055 * max(num_ctas, 40))), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    left, right = schedule.start / 1000, schedule.end / 1000
-    low, high = schedule.cta - 0.45, schedule.cta + 0.45
-    corners = np.stack([left, low, left, high, right, high, right, low], axis=1).reshape(-1, 4, 2)
-    legend = []
-    for kind, colour in COLOURS.items():
-        chosen = kinds == kind
-        if not chosen.any():
-            continue
-        axes.add_collection(PolyCollection(corners[chosen], facecolors=colour, edgecolors="white", linewidths=0.25))
-        busy = schedule.cost[chosen].sum() / max(1, schedule.cost.sum())
-        legend.append(Patch(color=colour, label=f"{kind}: {int(chosen.sum())} tasks, {busy:.0%} of the cost"))
+    legend = draw_bars(axes, Bars(schedule.cta, schedule.start, schedule.end, kinds), num_ctas)
     if 0 < num_front_ctas < num_ctas:
         axes.axhline(num_front_ctas - 0.5, color="black", linewidth=0.8, linestyle="--")
     mean_load = schedule.cost.sum() / max(1, num_ctas) / 1000
     axes.axvline(mean_load, color="#b02a2a", linewidth=1, linestyle=":")
     axes.set_xlim(0, max(schedule.makespan / 1000, 1e-3) * 1.02)
-    axes.set_ylim(num_ctas - 0.5, -0.5)
     axes.set_xlabel(f"planned cost (about us); dotted: the mean load of a CTA, {mean_load:.1f}")
     axes.set_ylabel("CTA, or worker of a CPU (those that start at the front first)")
     axes.set_title(f"{title}\nbalance {schedule.balance:.0%}: mean load over the longest".strip(), fontsize=11)

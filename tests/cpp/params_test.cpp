@@ -36,6 +36,9 @@ const BadParam kBadParams[] = {
     {"lse: got a pointer that is not aligned", [](auto& p) { p.lse = static_cast<float*>(odd(p.lse)); }},
     {"workspace: got a pointer that is not aligned; takes a pointer to a multiple of 16 bytes",
      [](auto& p) { p.workspace = odd(p.workspace); }},
+    {"trace: got a pointer that is not aligned; takes a pointer to a multiple of 16 bytes",
+     [](auto& p) { p.trace = odd(p.workspace); }},
+    {"trace_capacity: got -1; takes at least 0", [](auto& p) { p.trace = p.workspace, p.trace_capacity = -1; }},
     {"q_row_stride: got -1; takes at least 0", [](auto& p) { p.q_row_stride = -1; }},
     {"q_head_stride: got -1; takes at least 0", [](auto& p) { p.q_head_stride = -1; }},
     {"k_page_stride: got -1; takes at least 0", [](auto& p) { p.k_page_stride = -1; }},
@@ -133,6 +136,7 @@ TEST_F(Params, CudaTakesAlignedVectorsOnly) {
         {"k_page_stride: got 1025; takes a multiple of 8", [](auto& x) { x.k_page_stride = 1025; }},
         {"v_head_stride: got 36; takes a multiple of 8", [](auto& x) { x.v_head_stride = 36; }},
         {"out_head_stride: got 33; takes a multiple of 8", [](auto& x) { x.out_head_stride = 33; }},
+        {"trace: got a buffer, for the kernel portable_d64; takes null", [](auto& x) { x.trace = memory; }},
     };
     for (const BadParam& bad : bad_params) {
         AttentionParams broken = p;

@@ -35,6 +35,9 @@ struct AttentionParams {
 
     void* plan;                     // plan_size(config) bytes; only its status is written
     void* workspace;                // workspace_size(config) bytes, zeroed once; restored by every call
+
+    void* trace;                    // TraceHeader, TraceRecord[trace_capacity] (trace.h), or null: no trace
+    int64_t trace_capacity;         // records
 };
 
 }  // namespace varattn

@@ -88,6 +88,8 @@ typedef struct varattn_attention_params {
     int32_t leave_padding;
     void* plan;
     void* workspace;
+    void* trace; /* trace.h; null: no trace */
+    int64_t trace_capacity;
 } varattn_attention_params;
 
 /* Of the last call that failed on this thread; "" before the first. Valid until the next one. */

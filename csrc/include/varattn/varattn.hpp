@@ -13,6 +13,7 @@
 
 #include "varattn/params.h"
 #include "varattn/plan.h"
+#include "varattn/trace.h"
 #include "varattn/types.h"
 
 struct CUstream_st;
