@@ -201,6 +201,29 @@ def plan(
     return Plan(buffer, PlanKey(*heads, *_visible(window_size, causal), *schedule), max_total_q)
 
 
+def plan_many(
+    cu_seqlens_q: Tensor,
+    *,
+    window_sizes: Sequence[Sequence[int]],
+    out: Sequence[Tensor | Plan] | None = None,
+    **options,
+) -> list[Plan]:
+    """Plans of one step for layers that differ in their window: one for each of window_sizes, a launch each.
+
+    A layer takes the plan that was made for its window: any other is refused by name.
+
+    Args:
+        window_sizes: (left, right) of each plan.
+        out: a buffer for each plan. None: allocated.
+        options: all others of varattn.plan.
+    """
+    if out is None:
+        out = [None] * len(window_sizes)
+    elif len(out) != len(window_sizes):
+        raise ValueError(f"plan_many: out: got {len(out)} buffers; takes one for each of {len(window_sizes)} windows")
+    return [plan(cu_seqlens_q, window_size=w, out=o, **options) for w, o in zip(window_sizes, out, strict=True)]
+
+
 def plan_size(
     max_seqs: int,
     max_total_q: int,
