@@ -68,7 +68,8 @@ void fail(ErrorCode code, const char* function, const std::string& argument, con
 }
 
 CostModel cost_model(const KernelConfig& kernel) {
-    return {kernel.cost_item, kernel.cost_block, kernel.cost_item_decode, kernel.cost_block_decode};
+    return {kernel.cost_item, kernel.cost_block, kernel.cost_item_decode, kernel.cost_block_decode,
+            kernel.streaming_ctas};
 }
 
 uint32_t differing_fields(const PlanConfig& a, const PlanConfig& b) {

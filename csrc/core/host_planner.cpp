@@ -13,20 +13,24 @@ struct PlannedTile {
     bool decode;
     int32_t cost;
     int32_t num_splits = 1;
-    int32_t split_tile = 0, partial_row = 0;
+    int32_t first_piece = 0;
+
+    int32_t blocks() const { return tile.blocks.end - tile.blocks.begin; }
+    int32_t rows() const { return tile.rows.end - tile.rows.begin; }
 };
 
-int64_t choose_target(const PlanConfig& c, const Totals& totals, const std::vector<PlannedTile>& tiles) {
-    const int64_t fair = fair_share(c, totals);
-    if (!fits_one_wave(c, totals.tiles)) return fair;
-    int64_t target = 0;
-    for (int candidate = 0; candidate < kNumTargets; ++candidate) {
-        target = target_cost(fair, candidate);
+// Most cost of a piece at one end of the queue.
+int64_t choose_target(const PlanConfig& c, const CostModel& costs, const Totals& totals, bool decode, int32_t ctas,
+                      const std::vector<PlannedTile>& tiles) {
+    const int64_t fair = fair_share(c, costs, totals, decode, ctas);
+    for (int i = 0; i < kNumWaveTargets && fits_one_wave(c, totals.tiles[decode], ctas); ++i) {
+        const int64_t target = wave_target(fair, i);
         int64_t pieces = 0;
-        for (const PlannedTile& t : tiles) pieces += splits_of(c, t.cost, t.tile.blocks.end - t.tile.blocks.begin, target);
-        if (fits_one_wave(c, pieces)) break;
+        for (const PlannedTile& t : tiles)
+            if (t.decode == decode) pieces += splits_of(c, t.cost, t.blocks(), target);
+        if (fits_one_wave(c, pieces, ctas)) return target;
     }
-    return target;
+    return queue_target(costs, fair, decode);
 }
 
 }  // namespace
@@ -79,48 +83,47 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
 
     std::vector<PlannedTile> tiles;
     Totals totals{};
-    int64_t kind_cost[2] = {};
     for (int32_t i = 0; i < c.max_seqs; ++i) {
-        bool decode = is_decode(c, seqs[i].q_len);
+        const bool decode = is_decode(c, seqs[i].q_len);
         for (int32_t t = 0; t < num_tiles(c, seqs[i].q_len); ++t) {
-            Tile tile = tile_at(c, seqs[i].q_len, seqs[i].kv_len, t);
-            int32_t cost = item_cost(costs, decode, tile.blocks.end - tile.blocks.begin);
+            const Tile tile = tile_at(c, seqs[i].q_len, seqs[i].kv_len, t);
+            const int32_t cost = item_cost(costs, decode, tile.blocks.end - tile.blocks.begin);
             tiles.push_back({i, t, tile, decode, cost});
-            totals.cost += cost;
-            kind_cost[decode] += cost;
+            totals.cost[decode] += cost;
+            totals.tiles[decode] += 1;
         }
     }
-    totals.tiles = static_cast<int32_t>(tiles.size());
+    header.num_front_ctas = front_ctas(c, costs, totals);
 
-    int64_t target = choose_target(c, totals, tiles);
-    int32_t pieces = 0;
+    int64_t targets[2];
+    for (const bool decode : {false, true})
+        targets[decode] = choose_target(c, costs, totals, decode, ctas_of(c, header.num_front_ctas, decode), tiles);
+    int32_t pieces[2] = {};
     for (PlannedTile& t : tiles) {
-        int32_t splits = splits_of(c, t.cost, t.tile.blocks.end - t.tile.blocks.begin, target);
+        const int32_t splits = splits_of(c, t.cost, t.blocks(), targets[t.decode]);
         if (splits < 2) continue;
-        if (pieces + splits <= max_pieces(c)) {
+        if (pieces[t.decode] + splits <= max_pieces(c, t.decode)) {
             t.num_splits = splits;
-            t.split_tile = header.num_split_tiles++;
-            t.partial_row = header.num_partial_rows;
-            header.num_partial_rows += splits * (t.tile.rows.end - t.tile.rows.begin);
+            t.first_piece = pieces[t.decode];
+            header.num_split_tiles += 1;
+            header.num_partial_rows += splits * t.rows();
         }
-        pieces += splits;  // counted even where there was no room left: a prefix sum, which the device can take
+        pieces[t.decode] +=
+            splits;  // counted even where there was no room left: a prefix sum, which the device can take
     }
 
     std::vector<const PlannedTile*> order;
     for (const PlannedTile& t : tiles) order.push_back(&t);
-    auto key = [&](const PlannedTile* t) {
-        return order_key(costs, t->decode, t->tile.blocks.end - t->tile.blocks.begin, t->num_splits);
-    };
+    auto key = [&](const PlannedTile* t) { return order_key(costs, t->decode, t->blocks(), t->num_splits); };
     std::stable_sort(order.begin(), order.end(), [&](auto* a, auto* b) { return key(a) < key(b); });
 
     auto* items = reinterpret_cast<WorkItem*>(static_cast<char*>(plan) + plan_layout(c).items);
     for (const PlannedTile* t : order) {
         for (int32_t s = 0; s < t->num_splits; ++s)
-            items[header.num_items++] = make_item(c, costs, t->seq, seqs[t->seq], t->index, t->tile, s, t->num_splits,
-                                                  t->split_tile, t->partial_row);
+            items[header.num_items++] =
+                make_item(c, costs, t->seq, seqs[t->seq], t->index, t->tile, s, t->num_splits, t->first_piece);
         if (!t->decode) header.num_front_items = header.num_items;
     }
-    header.num_front_ctas = front_ctas(c, kind_cost[0], kind_cost[1]);
     std::memcpy(plan, &header, sizeof header);
 }
 

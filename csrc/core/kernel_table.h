@@ -32,7 +32,8 @@ struct KernelConfig {
     int32_t block_n;
     int32_t ctas_per_sm;
     int32_t cost_item, cost_block;                // of a prefill item: fixed, per KV block (about ns)
-    int32_t cost_item_decode, cost_block_decode;  // of a decode item
+    int32_t cost_item_decode, cost_block_decode;  // of a decode item, where memory bandwidth is no limit
+    int32_t streaming_ctas;                       // CTAs whose decode items saturate the memory
 };
 
 inline constexpr int32_t kAnyCapability = 1 << 20, kAnyGroup = 1 << 20;
@@ -41,22 +42,22 @@ inline constexpr int32_t kAnyCapability = 1 << 20, kAnyGroup = 1 << 20;
 inline constexpr KernelConfig kKernelTable[kNumKernels] = {
     // id, name, device, capability, f32, 16 bit, max D, max G, M, M decode, N, CTAs/SM, costs
     {kKernelCpu, "cpu", DeviceType::kCpu, 0, kAnyCapability, true, true, 512, kAnyGroup, 64, 0, 64, 1, 500, 1000, 500,
-     1000},
+     1000, 16},
     // The copy engine's box of Q holds whole tokens, so a group must fit a tile. At head dim 256 the accumulators leave
-    // registers for blocks of 64 keys, and none for a decode mode.
-    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 128, 16, 128, 1, 1500, 900, 3000,
-     700},
-    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1, 1500, 1250, 3000,
-     1400},
-    {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 90, 100, false, true, 256, 128, 128, 0, 64, 1, 2000, 1250, 3000,
-     1250},
+    // registers for blocks of 64 keys, and none for a decode mode. Decode: an SM streams about 75 GB/s, the memory 4,250.
+    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 128, 16, 128, 1, 1500, 900, 2000,
+     440, 57},
+    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1, 1500, 1250, 2000,
+     870, 57},
+    {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 90, 100, false, true, 256, 128, 128, 0, 64, 1, 2000, 1250, 2000,
+     870, 57},
     // N halves at head dim 256 to stay within the 99 KiB of shared memory of compute capability 8.6 and 8.9.
     {kKernelPortableD64, "portable_d64", DeviceType::kCuda, 80, kAnyCapability, false, true, 64, kAnyGroup, 64, 0, 64,
-     2, 1000, 600, 1000, 600},
-    {kKernelPortableD128, "portable_d128", DeviceType::kCuda, 80, kAnyCapability, false, true, 128, kAnyGroup, 64, 0, 64,
-     2, 1500, 1000, 1500, 1000},
-    {kKernelPortableD256, "portable_d256", DeviceType::kCuda, 80, kAnyCapability, false, true, 256, kAnyGroup, 64, 0, 32,
-     1, 2000, 1000, 2000, 1000},
+     2, 1000, 600, 1000, 600, 114},
+    {kKernelPortableD128, "portable_d128", DeviceType::kCuda, 80, kAnyCapability, false, true, 128, kAnyGroup, 64, 0,
+     64, 2, 1500, 1000, 1500, 1000, 114},
+    {kKernelPortableD256, "portable_d256", DeviceType::kCuda, 80, kAnyCapability, false, true, 256, kAnyGroup, 64, 0,
+     32, 1, 2000, 1000, 2000, 1000, 57},
 };
 
 inline constexpr int32_t kCpuWorkers = 16;  // what CPU plans are balanced for; fixed, so that they are reproducible

@@ -18,10 +18,15 @@ inline constexpr int32_t kMaxSeqs = 1 << 24;
 inline constexpr int32_t kMaxPackedRows = 1 << 29;  // max_total_q * group size
 inline constexpr int64_t kMaxTasks = 1 << 29;       // work items times KV heads
 
-// A split of a tile, for every KV head, is a piece. The planner makes at most this many of split tiles, so that partial
-// results are bounded by the size of the GPU, not by the batch: about two pieces of work for each CTA.
-VARATTN_HD constexpr int32_t max_pieces(const PlanConfig& c) {
-    return c.num_splits == 1 ? 0 : max_of(ceil_div(2 * c.num_ctas, c.num_heads_kv), 2);
+// Arrival counters of split tiles, a counter for each KV head. Their number and place are the same for every config, and
+// launches leave them at zero: a workspace that is large enough serves any config, in any order.
+inline constexpr int32_t kArrivalCounters = 1 << 14;
+
+// Pieces of split tiles, prefill or decode, that the planner makes at most: partial results are bounded by the size of the
+// GPU, not by the batch. Pieces of at least half a fair share make no more than this, so the bound is hardly ever met.
+VARATTN_HD constexpr int32_t max_pieces(const PlanConfig& c, bool decode) {
+    if (c.num_splits == 1 || (decode && c.tile_rows_decode == 0)) return 0;
+    return min_of(max_of(ceil_div(4 * c.num_ctas, c.num_heads_kv), 2), kArrivalCounters / c.num_heads_kv);
 }
 
 // Packed rows of a prefill tile: whole tokens, or, for groups larger than the tile, a part of one token's heads.
@@ -36,18 +41,20 @@ VARATTN_HD constexpr int32_t max_tiles(const PlanConfig& c) {
     return static_cast<int32_t>(rows / rows_per_tile(c)) + c.max_seqs;
 }
 
-VARATTN_HD constexpr int32_t max_items(const PlanConfig& c) { return max_tiles(c) + max_pieces(c); }
+VARATTN_HD constexpr int32_t max_items(const PlanConfig& c) {
+    return max_tiles(c) + max_pieces(c, false) + max_pieces(c, true);
+}
 
 VARATTN_HD constexpr int64_t max_tasks(const PlanConfig& c) { return int64_t{max_items(c)} * c.num_heads_kv; }
 
-// Words of planner scratch: for each sequence, for each tile, for each split tile (see cuda/planner.cu).
-inline constexpr int kSeqScratchWords = 5, kTileScratchWords = 12, kSplitTileScratchWords = 4;
+// Words of planner scratch: for each sequence, for each tile, for each piece of a split tile (see cuda/planner.cu).
+inline constexpr int kSeqScratchWords = 5, kTileScratchWords = 12, kPieceScratchWords = 2;
 
 struct PlanLayout {
-    int64_t items;        // WorkItem[max_items]
-    int64_t seqs;         // scratch: int32 (kSeqScratchWords, max_seqs)
-    int64_t tiles;        // scratch: int32 (max_tiles, kTileScratchWords)
-    int64_t split_tiles;  // scratch: int32 (max_pieces / 2, kSplitTileScratchWords)
+    int64_t items;   // WorkItem[max_items]
+    int64_t seqs;    // scratch: int32 (kSeqScratchWords, max_seqs)
+    int64_t tiles;   // scratch: int32 (max_tiles, kTileScratchWords)
+    int64_t pieces;  // scratch: int32 (max_pieces of both kinds, kPieceScratchWords)
     int64_t bytes;
 };
 
@@ -56,8 +63,9 @@ VARATTN_HD constexpr PlanLayout plan_layout(const PlanConfig& c) {
     l.items = sizeof(PlanHeader);
     l.seqs = l.items + int64_t{max_items(c)} * static_cast<int64_t>(sizeof(WorkItem));
     l.tiles = l.seqs + round_up<int64_t>(int64_t{kSeqScratchWords} * c.max_seqs * 4, 64);
-    l.split_tiles = l.tiles + round_up<int64_t>(int64_t{kTileScratchWords} * max_tiles(c) * 4, 64);
-    l.bytes = l.split_tiles + round_up<int64_t>(int64_t{kSplitTileScratchWords} * (max_pieces(c) / 2) * 4, 64);
+    l.pieces = l.tiles + round_up<int64_t>(int64_t{kTileScratchWords} * max_tiles(c) * 4, 64);
+    const int64_t pieces = int64_t{max_pieces(c, false)} + max_pieces(c, true);
+    l.bytes = l.pieces + round_up<int64_t>(pieces * kPieceScratchWords * 4, 64);
     return l;
 }
 
@@ -68,7 +76,7 @@ struct alignas(128) QueueState {
 };
 
 struct WorkspaceLayout {
-    int64_t arrivals;      // uint32 (max split tiles, num_heads_kv): splits that have arrived; zero between launches
+    int64_t arrivals;      // uint32 (split tiles, num_heads_kv): splits that have arrived; zero between launches
     int64_t partial_lse;   // float (num_heads_kv, partial_rows): natural log
     int64_t partial_out;   // float (num_heads_kv, partial_rows, head_dim_v): normalised partial outputs
     int64_t partial_rows;  // per KV head
@@ -77,9 +85,9 @@ struct WorkspaceLayout {
 
 VARATTN_HD constexpr WorkspaceLayout workspace_layout(const PlanConfig& c) {
     WorkspaceLayout l{};
-    l.partial_rows = int64_t{max_pieces(c)} * max_of(c.tile_rows, c.tile_rows_decode);
+    l.partial_rows = int64_t{max_pieces(c, false)} * c.tile_rows + int64_t{max_pieces(c, true)} * c.tile_rows_decode;
     l.arrivals = sizeof(QueueState);
-    l.partial_lse = l.arrivals + round_up<int64_t>(int64_t{max_pieces(c)} / 2 * c.num_heads_kv * 4, 128);
+    l.partial_lse = l.arrivals + int64_t{kArrivalCounters} * 4;
     l.partial_out = l.partial_lse + round_up<int64_t>(l.partial_rows * c.num_heads_kv * 4, 128);
     l.bytes = l.partial_out + l.partial_rows * c.num_heads_kv * c.head_dim_v * 4;
     return l;

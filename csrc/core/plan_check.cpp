@@ -167,22 +167,18 @@ private:
 
     // Split tiles have counters and rows of partial results of their own, within the workspace.
     bool check_partials() {
-        const int64_t counters = max_pieces(c_) / 2, rows = workspace_layout(c_).partial_rows;
-        fault_.require(header_.num_split_tiles >= 0 && header_.num_split_tiles <= counters, "num_split_tiles: ",
-                       header_.num_split_tiles);
-        fault_.require(header_.num_partial_rows >= 0 && header_.num_partial_rows <= rows, "num_partial_rows: ",
-                       header_.num_partial_rows);
-        if (!fault_.text.empty()) return false;
-        std::vector<bool> counter_used(header_.num_split_tiles), row_used(header_.num_partial_rows);
-        int64_t tiles = 0;
+        const int64_t counters = kArrivalCounters / c_.num_heads_kv, workspace_rows = workspace_layout(c_).partial_rows;
+        std::vector<bool> counter_used(counters), row_used(workspace_rows);
+        int64_t tiles = 0, rows = 0;
         for (int32_t i = 0; i < header_.num_items; ++i) {
             const WorkItem& w = items_[i];
             if (w.num_splits == 1 || w.split != 0) continue;
             ++tiles;
+            rows += int64_t{w.num_splits} * (w.row_end - w.row_begin);
             const int64_t end = w.partial_row + int64_t{w.num_splits} * (w.row_end - w.row_begin);
-            if (!fault_.require(w.split_tile >= 0 && w.split_tile < header_.num_split_tiles && !counter_used[w.split_tile],
-                                "item ", i, ": counter ", w.split_tile, " is another tile's, or none") ||
-                !fault_.require(w.partial_row >= 0 && end <= header_.num_partial_rows, "item ", i, ": partial rows ",
+            if (!fault_.require(w.split_tile >= 0 && w.split_tile < counters && !counter_used[w.split_tile], "item ", i,
+                                ": counter ", w.split_tile, " is another tile's, or none") ||
+                !fault_.require(w.partial_row >= 0 && end <= workspace_rows, "item ", i, ": partial rows ",
                                 w.partial_row, ", ", end))
                 return false;
             counter_used[w.split_tile] = true;
@@ -191,6 +187,7 @@ private:
                 row_used[row] = true;
             }
         }
+        fault_.require(rows == header_.num_partial_rows, "num_partial_rows: ", header_.num_partial_rows, " for ", rows);
         return fault_.require(tiles == header_.num_split_tiles, "num_split_tiles: ", header_.num_split_tiles, " for ",
                               tiles);
     }

@@ -18,6 +18,7 @@ struct SequenceShape {
 // Prices of the kernel that runs the plan (a copy of the kernel table's, for device code).
 struct CostModel {
     int32_t item, block, item_decode, block_decode;
+    int32_t streaming_ctas;  // decodes on more CTAs than these are no faster: they share the memory's bandwidth
 };
 
 struct Range {
@@ -71,28 +72,57 @@ VARATTN_HD constexpr int32_t item_cost(const CostModel& m, bool decode, int32_t 
     return static_cast<int32_t>(min_of<int64_t>(cost, 0x7fffffff));
 }
 
-// ---- Splitting -------------------------------------------------------------------------------------------------------
-// A tile is cut into pieces of at most `target` cost. The average load of a CTA, `fair_share`, is the least target worth
-// having. When one wave can hold every tile, the smallest of a few stretched targets is taken whose pieces still fit one
-// wave, since a second wave of pieces of that size would double the step. Otherwise tiles above the average are split.
+// ---- Shares of the CTAs ----------------------------------------------------------------------------------------------
+// Prefill is bound by the CTAs that run it; decodes by the memory, as soon as streaming_ctas of them run at a time. The
+// step takes as long as the slower of the two, `time` below. In that time prefill needs `least` CTAs at least, and leaves
+// `most` at most. The middle gives both ends slack: an end that runs dry goes on with the other end's shortest items.
 
-struct Totals {
-    int64_t cost;   // of all tiles, for one KV head
-    int32_t tiles;
+struct Totals {  // of all tiles, for one KV head: prefill, decode
+    int64_t cost[2];
+    int32_t tiles[2];
 };
 
-inline constexpr int kNumTargets = 32;
-
-VARATTN_HD constexpr int64_t fair_share(const PlanConfig& c, const Totals& t) {
-    return max_of<int64_t>(1, ceil_div<int64_t>(t.cost * c.num_heads_kv, c.num_ctas));
+// CTAs that start at the front of the queue, at least one at either end that has work.
+VARATTN_HD constexpr int32_t front_ctas(const PlanConfig& c, const CostModel& m, const Totals& t) {
+    if (t.tiles[1] == 0) return c.num_ctas;
+    if (t.tiles[0] == 0) return 0;
+    const int64_t prefill = t.cost[0] * c.num_heads_kv, decode = t.cost[1] * c.num_heads_kv;
+    const int64_t time =
+        max_of(ceil_div<int64_t>(decode, m.streaming_ctas), ceil_div<int64_t>(prefill + decode, c.num_ctas));
+    const int64_t least = (prefill + time / 2) / time, most = c.num_ctas - ceil_div(decode, time);
+    return static_cast<int32_t>(clamp<int64_t>((least + most) / 2, 1, max_of(c.num_ctas - 1, 1)));
 }
 
-VARATTN_HD constexpr int64_t target_cost(int64_t fair, int candidate) {
-    return fair + ceil_div<int64_t>(fair, 16) * candidate;
+// CTAs that an end of the queue is planned for.
+VARATTN_HD constexpr int32_t ctas_of(const PlanConfig& c, int32_t front, bool decode) {
+    return max_of(decode ? c.num_ctas - front : front, 1);
 }
 
-VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces) {
-    return pieces * c.num_heads_kv <= c.num_ctas;
+// ---- Splitting -------------------------------------------------------------------------------------------------------
+// At each end, a tile is cut into pieces of at most `target` cost. The fair share is the average load of the end's CTAs.
+// If pieces of the fair share, or of little more, make one wave (every CTA has one piece at most), that is the target: few
+// pieces, which end together. Otherwise half the fair share: pieces small enough for a longest-first queue to balance.
+
+inline constexpr int kNumWaveTargets = 6;   // fair share * (1 + i / 32)
+inline constexpr int kLeastPieceItems = 3;  // a piece's cost is worth this many times an item's fixed cost
+
+VARATTN_HD constexpr int64_t least_piece(const CostModel& m, bool decode) {
+    return int64_t{kLeastPieceItems} * (decode ? m.item_decode : m.item);
+}
+
+VARATTN_HD constexpr int64_t fair_share(const PlanConfig& c, const CostModel& m, const Totals& t, bool decode,
+                                        int32_t ctas) {
+    return max_of<int64_t>(least_piece(m, decode), ceil_div<int64_t>(t.cost[decode] * c.num_heads_kv, ctas));
+}
+
+VARATTN_HD constexpr int64_t wave_target(int64_t fair, int i) { return fair + ceil_div<int64_t>(fair, 32) * i; }
+
+VARATTN_HD constexpr int64_t queue_target(const CostModel& m, int64_t fair, bool decode) {
+    return max_of<int64_t>(least_piece(m, decode), ceil_div<int64_t>(fair, 2));
+}
+
+VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces, int32_t ctas) {
+    return pieces * c.num_heads_kv <= ctas;
 }
 
 VARATTN_HD constexpr int32_t splits_of(const PlanConfig& c, int32_t cost, int32_t blocks, int64_t target) {
@@ -131,18 +161,19 @@ VARATTN_HD constexpr int32_t order_key(const CostModel& m, bool decode, int32_t 
     return decode ? 256 + bucket : 255 - bucket;
 }
 
-// CTAs that start at the front: prefill's share of the step, but at least one at either end that has work.
-VARATTN_HD constexpr int32_t front_ctas(const PlanConfig& c, int64_t prefill_cost, int64_t decode_cost) {
-    if (decode_cost == 0) return c.num_ctas;
-    if (prefill_cost == 0) return 0;
-    int64_t cost_per_cta = ceil_div<int64_t>(prefill_cost + decode_cost, c.num_ctas);
-    int64_t share = (prefill_cost + cost_per_cta / 2) / cost_per_cta;
-    return static_cast<int32_t>(clamp<int64_t>(share, min_of(1, c.num_ctas), max_of(c.num_ctas - 1, 1)));
+// A split tile's place among the partial results: its pieces are numbered at each end, in order of (sequence, tile).
+VARATTN_HD constexpr int32_t partial_row_of(const PlanConfig& c, bool decode, int32_t first_piece) {
+    return decode ? max_pieces(c, false) * c.tile_rows + first_piece * c.tile_rows_decode : first_piece * c.tile_rows;
+}
+
+// Its arrival counter. A split tile has two pieces or more, so these differ.
+VARATTN_HD constexpr int32_t split_tile_of(const PlanConfig& c, bool decode, int32_t first_piece) {
+    return (decode ? max_pieces(c, false) / 2 : 0) + first_piece / 2;
 }
 
 VARATTN_HD constexpr WorkItem make_item(const PlanConfig& c, const CostModel& m, int32_t seq, const SequenceShape& s,
                                         int32_t tile_index, const Tile& tile, int32_t split, int32_t num_splits,
-                                        int32_t split_tile, int32_t partial_row) {
+                                        int32_t first_piece) {
     WorkItem w{};
     Range blocks = split_blocks(tile.blocks, split, num_splits);
     bool decode = is_decode(c, s.q_len);
@@ -157,8 +188,8 @@ VARATTN_HD constexpr WorkItem make_item(const PlanConfig& c, const CostModel& m,
     w.block_end = blocks.end;
     w.split = split;
     w.num_splits = num_splits;
-    w.split_tile = num_splits > 1 ? split_tile : -1;
-    w.partial_row = num_splits > 1 ? partial_row : 0;
+    w.split_tile = num_splits > 1 ? split_tile_of(c, decode, first_piece) : -1;
+    w.partial_row = num_splits > 1 ? partial_row_of(c, decode, first_piece) : 0;
     w.flags = decode ? kItemDecode : 0;
     w.tile = tile_index;
     w.cost = item_cost(m, decode, blocks.end - blocks.begin);

@@ -15,24 +15,21 @@ using namespace device;
 constexpr int kThreads = 1024, kWarps = kThreads / 32;
 static_assert(32 * kMaxNumSplits <= 0xffff, "items of 32 tiles are counted in 16 bits");
 
-constexpr int kBisectionRounds = 5;
-static_assert(1 << kBisectionRounds >= kNumTargets);
-
 struct alignas(16) TileScratch {
     Tile tile;
     SequenceShape shape;
     int32_t seq, index;
-    int32_t split_tile;
+    int32_t first_piece;  // if split; later the position of its first item
     int16_t num_splits;
     int16_t key;  // order key
 };
 static_assert(sizeof(TileScratch) == kTileScratchWords * 4);
 
-struct alignas(16) SplitTileScratch {
-    int32_t tile, first_piece, partial_row;
-    int32_t first_item;  // position of its first piece among the items
+// A piece of a split tile. Prefill's pieces are numbered from 0, decode's from max_pieces(prefill).
+struct alignas(8) PieceScratch {
+    int32_t tile, split;
 };
-static_assert(sizeof(SplitTileScratch) == kSplitTileScratchWords * 4);
+static_assert(sizeof(PieceScratch) == kPieceScratchWords * 4);
 
 constexpr int kSharedSeqs = 1024;  // up to here, sequences are kept in shared memory, else in the plan's scratch
 
@@ -45,10 +42,10 @@ struct SharedMemory {
     uint32_t warps_with[kNumOrderKeys];          // of a chunk: bit w is set if warp w holds tiles of the key
     int32_t next_item[kNumOrderKeys];            // count of a key's items, then position of its next item
     unsigned long long kind_cost[2];
-    int64_t fair_share;
+    int32_t kind_tiles[2];
     uint32_t status;
-    uint32_t pieces_of_round[kBisectionRounds];
-    int32_t num_split_tiles, num_partial_rows, num_pieces;
+    int32_t wave_pieces[2][kNumWaveTargets];  // pieces that each target would make
+    int32_t num_split_tiles, num_partial_rows, num_pieces[2];
     PlanHeader header;
 };
 static_assert(sizeof(SharedMemory) <= 48 * 1024);
@@ -96,7 +93,7 @@ public:
         __syncthreads();
         cut_tiles();
         __syncthreads();
-        choose_target();
+        choose_targets();
         choose_splits();
         __syncthreads();
         order_tiles();
@@ -111,10 +108,13 @@ private:
         for (int word = threadIdx.x; word < int(sizeof(PlanHeader) / 4); word += kThreads)
             reinterpret_cast<int32_t*>(&s_.header)[word] = 0;
         if (threadIdx.x != 0) return;
-        s_.kind_cost[0] = s_.kind_cost[1] = 0;
         s_.status = 0;
-        for (uint32_t& pieces : s_.pieces_of_round) pieces = 0;
-        s_.num_split_tiles = s_.num_partial_rows = s_.num_pieces = 0;
+        s_.num_split_tiles = s_.num_partial_rows = 0;
+        for (int kind = 0; kind < 2; ++kind) {
+            s_.kind_cost[kind] = 0;
+            s_.kind_tiles[kind] = s_.num_pieces[kind] = 0;
+            for (int32_t& pieces : s_.wave_pieces[kind]) pieces = 0;
+        }
     }
 
     // Offsets become their running maximum. Each sequence's shape and first tile.
@@ -166,14 +166,15 @@ private:
         }
         if (threadIdx.x == 0) s_.header.q_end = q;
         if (status) atomicOr(&s_.status, status);
-        totals_.tiles = tiles;
+        num_tiles_ = tiles;
     }
 
-    // Each tile's rows, blocks and cost, and the totals that the target depends on.
+    // Each tile's rows, blocks and cost, and the totals that the targets depend on.
     __device__ void cut_tiles() {
-        int64_t prefill_cost = 0, decode_cost = 0;
+        int64_t cost[2] = {};
+        int32_t tiles[2] = {};
         const int32_t* first_tiles = &first_tile(0);
-        for (int32_t t = threadIdx.x; t < totals_.tiles; t += kThreads) {
+        for (int32_t t = threadIdx.x; t < num_tiles_; t += kThreads) {
             int32_t seq = 0;  // the last sequence whose first tile is not after t
             for (int32_t end = c_.max_seqs; end - seq > 1;) {
                 int32_t middle = seq + (end - seq) / 2;
@@ -185,78 +186,89 @@ private:
             tile.index = t - first_tile(seq);
             tile.tile = tile_at(c_, tile.shape.q_len, tile.shape.kv_len, tile.index);
             store_tile(t, tile);
-            (is_decode(c_, tile.shape.q_len) ? decode_cost : prefill_cost) += cost_of(tile);
+            const bool decode = is_decode(c_, tile.shape.q_len);
+            cost[decode] += cost_of(tile);
+            tiles[decode] += 1;
         }
-        prefill_cost = warp_sum(prefill_cost);
-        decode_cost = warp_sum(decode_cost);
-        if (threadIdx.x % 32 != 0) return;
-        if (prefill_cost) atomicAdd(&s_.kind_cost[0], static_cast<unsigned long long>(prefill_cost));
-        if (decode_cost) atomicAdd(&s_.kind_cost[1], static_cast<unsigned long long>(decode_cost));
+        for (int kind = 0; kind < 2; ++kind) {
+            tiles[kind] = __reduce_add_sync(~0u, tiles[kind]);
+            if (tiles[kind] == 0) continue;
+            cost[kind] = warp_sum(cost[kind]);
+            if (threadIdx.x % 32 != 0) continue;
+            atomicAdd(&s_.kind_tiles[kind], tiles[kind]);
+            atomicAdd(&s_.kind_cost[kind], static_cast<unsigned long long>(cost[kind]));
+        }
     }
 
-    __device__ void choose_target() {
+    __device__ void choose_targets() {
+        Totals totals{};
+        for (int kind = 0; kind < 2; ++kind) {
+            totals.cost[kind] = static_cast<int64_t>(s_.kind_cost[kind]);
+            totals.tiles[kind] = s_.kind_tiles[kind];
+        }
+        const int32_t front = front_ctas(c_, costs_, totals);
+        if (threadIdx.x == 0) s_.header.num_front_ctas = front;
         if (!may_split()) return;
-        if (threadIdx.x == 0) {
-            totals_.cost = static_cast<int64_t>(s_.kind_cost[0] + s_.kind_cost[1]);
-            s_.fair_share = fair_share(c_, totals_);
+        int64_t fair[2];
+        bool may_be_wave[2];
+        for (int kind = 0; kind < 2; ++kind) {
+            const int32_t ctas = ctas_of(c_, front, kind);
+            fair[kind] = fair_share(c_, costs_, totals, kind, ctas);
+            target_[kind] = queue_target(costs_, fair[kind], kind);
+            may_be_wave[kind] = totals.tiles[kind] > 0 && fits_one_wave(c_, totals.tiles[kind], ctas);
+        }
+        if (!may_be_wave[0] && !may_be_wave[1]) return;
+        for (int32_t t = threadIdx.x; t < round_up(num_tiles_, 32); t += kThreads) {
+            const TileScratch tile = load_tile(t);
+            const bool exists = t < num_tiles_, decode = is_decode(c_, tile.shape.q_len);
+            for (int kind = 0; kind < 2; ++kind) {
+                if (!may_be_wave[kind]) continue;
+                for (int i = 0; i < kNumWaveTargets; ++i) {
+                    const int64_t target = wave_target(fair[kind], i);
+                    const bool counts = exists && decode == (kind == 1);
+                    int32_t pieces = counts ? splits_of(c_, cost_of(tile), num_blocks(tile), target) : 0;
+                    pieces = __reduce_add_sync(~0u, pieces);
+                    if (threadIdx.x % 32 == 0 && pieces > 0) atomicAdd(&s_.wave_pieces[kind][i], pieces);
+                }
+            }
         }
         __syncthreads();
-        target_ = s_.fair_share;
-        if (!fits_one_wave(c_, totals_.tiles)) return;
-        // The least candidate whose pieces fit one wave, by bisection: a larger target never makes more pieces.
-        int candidate = 0;
-        for (int end = kNumTargets - 1, round = 0; candidate < end; ++round) {
-            int middle = (candidate + end) / 2;
-            int64_t target = target_cost(s_.fair_share, middle);
-            uint32_t pieces = 0;
-            for (int32_t t = threadIdx.x; t < totals_.tiles; t += kThreads) {
-                TileScratch tile = load_tile(t);
-                pieces += splits_of(c_, cost_of(tile), num_blocks(tile), target);
-            }
-            pieces = __reduce_add_sync(~0u, pieces);
-            if (threadIdx.x % 32 == 0) atomicAdd(&s_.pieces_of_round[round], pieces);
-            __syncthreads();
-            if (fits_one_wave(c_, s_.pieces_of_round[round]))
-                end = middle;
-            else
-                candidate = middle + 1;
-        }
-        target_ = target_cost(s_.fair_share, candidate);
+        for (int kind = 0; kind < 2; ++kind)
+            for (int i = kNumWaveTargets - 1; i >= 0 && may_be_wave[kind]; --i)
+                if (fits_one_wave(c_, s_.wave_pieces[kind][i], ctas_of(c_, front, kind)))
+                    target_[kind] = wave_target(fair[kind], i);
     }
 
     // Splits of each tile, while there is room for partial results: since tiles without room count too, those with room
     // come before those without. Counts the items of each order key.
     __device__ void choose_splits() {
-        int32_t pieces_before = 0, split_tiles_before = 0, partial_rows_before = 0;  // of the chunk
-        for (int32_t chunk = 0; chunk < totals_.tiles; chunk += kThreads) {
+        int32_t pieces_before[2] = {};  // of the chunk
+        for (int32_t chunk = 0; chunk < num_tiles_; chunk += kThreads) {
             int32_t t = chunk + threadIdx.x;
-            bool exists = t < totals_.tiles;
+            bool exists = t < num_tiles_;
             TileScratch tile = load_tile(t);
+            const bool decode = is_decode(c_, tile.shape.q_len);
             int32_t splits = 1;
             if (may_split()) {
-                if (exists) splits = splits_of(c_, cost_of(tile), num_blocks(tile), target_);
-                int32_t rows = tile.tile.rows.end - tile.tile.rows.begin;
-                bool split = splits > 1;
-                int32_t counts[3] = {split ? splits : 0, split, split ? splits * rows : 0};
+                if (exists) splits = splits_of(c_, cost_of(tile), num_blocks(tile), target_[decode]);
+                const bool split = splits > 1;
+                int32_t counts[2] = {split && !decode ? splits : 0, split && decode ? splits : 0};
                 auto sum = scan_.exclusive<Sum>(counts);
-                int32_t piece = pieces_before + sum.before[0];
-                if (split && piece + splits <= max_pieces(c_)) {
-                    tile.split_tile = split_tiles_before + sum.before[1];
-                    int32_t partial_row = partial_rows_before + sum.before[2];
-                    split_tiles()[tile.split_tile] = {t, piece, partial_row, 0};
-                    atomicMax(&s_.num_split_tiles, tile.split_tile + 1);
-                    atomicMax(&s_.num_partial_rows, partial_row + splits * rows);
-                    atomicMax(&s_.num_pieces, piece + splits);
+                tile.first_piece = decode ? pieces_before[1] + sum.before[1] : pieces_before[0] + sum.before[0];
+                if (split && tile.first_piece + splits <= max_pieces(c_, decode)) {
+                    PieceScratch* pieces = pieces_of(decode) + tile.first_piece;
+                    for (int32_t i = 0; i < splits; ++i) pieces[i] = {t, i};
+                    atomicAdd(&s_.num_split_tiles, 1);
+                    atomicAdd(&s_.num_partial_rows, splits * (tile.tile.rows.end - tile.tile.rows.begin));
+                    atomicMax(&s_.num_pieces[decode], tile.first_piece + splits);
                 } else {
                     splits = 1;
                 }
-                pieces_before += sum.total[0];
-                split_tiles_before += sum.total[1];
-                partial_rows_before += sum.total[2];
+                pieces_before[0] += sum.total[0];
+                pieces_before[1] += sum.total[1];
             }
             if (!warp_has_tiles(chunk)) continue;
             tile.num_splits = splits;
-            bool decode = is_decode(c_, tile.shape.q_len);
             tile.key = exists ? order_key(costs_, decode, num_blocks(tile), splits) : -1;
             if (exists) store_tile(t, tile);
             KeyGroup group = group_by_key(tile.key, splits);
@@ -282,9 +294,9 @@ private:
         __syncthreads();
 
         int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        for (int32_t chunk = 0; chunk < totals_.tiles; chunk += kThreads) {
+        for (int32_t chunk = 0; chunk < num_tiles_; chunk += kThreads) {
             int32_t t = chunk + threadIdx.x;
-            bool exists = t < totals_.tiles;
+            bool exists = t < num_tiles_;
             TileScratch tile = load_tile(t);
             if (!exists) tile.key = -1;
             KeyGroup group{};
@@ -312,7 +324,7 @@ private:
             position = __shfl_sync(~0u, position, group.leader) + group.before;
             if (exists && tile.num_splits == 1) items()[position] = item_of(tile, 0, 0);
             if (exists && tile.num_splits > 1) {
-                split_tiles()[tile.split_tile].first_item = position;
+                tile.first_piece = position;
                 tiles()[t] = tile;
             }
             __syncthreads();
@@ -321,15 +333,12 @@ private:
 
     // The items of split tiles, one a thread.
     __device__ void write_pieces() {
-        for (int32_t piece = threadIdx.x; piece < s_.num_pieces; piece += kThreads) {
-            int32_t split_tile = 0;
-            for (int32_t end = s_.num_split_tiles; end - split_tile > 1;) {
-                int32_t middle = split_tile + (end - split_tile) / 2;
-                (split_tiles()[middle].first_piece <= piece ? split_tile : end) = middle;
-            }
-            SplitTileScratch found = split_tiles()[split_tile];
-            int32_t split = piece - found.first_piece;
-            items()[found.first_item + split] = item_of(tiles()[found.tile], split, found.partial_row);
+        for (int32_t i = threadIdx.x; i < s_.num_pieces[0] + s_.num_pieces[1]; i += kThreads) {
+            const bool decode = i >= s_.num_pieces[0];
+            const int32_t number = decode ? i - s_.num_pieces[0] : i;
+            const PieceScratch piece = pieces_of(decode)[number];
+            const TileScratch tile = tiles()[piece.tile];
+            items()[tile.first_piece + piece.split] = item_of(tile, piece.split, number - piece.split);
         }
     }
 
@@ -341,7 +350,6 @@ private:
             header.config = c_;
             header.num_split_tiles = s_.num_split_tiles;
             header.num_partial_rows = s_.num_partial_rows;
-            header.num_front_ctas = front_ctas(c_, s_.kind_cost[0], s_.kind_cost[1]);
         }
         __syncthreads();
         for (int word = threadIdx.x; word < int(sizeof(PlanHeader) / 4); word += kThreads)
@@ -352,14 +360,14 @@ private:
     __device__ static int32_t num_blocks(const TileScratch& t) { return t.tile.blocks.end - t.tile.blocks.begin; }
 
     __device__ bool warp_has_tiles(int32_t chunk) const {
-        return chunk + static_cast<int32_t>(threadIdx.x) / 32 * 32 < totals_.tiles;
+        return chunk + static_cast<int32_t>(threadIdx.x) / 32 * 32 < num_tiles_;
     }
     // Tiles are thread t's own, t + kThreads', ...: where there is one a thread, it stays in registers.
     __device__ TileScratch load_tile(int32_t t) const {
-        return totals_.tiles <= kThreads ? own_tile_ : t < totals_.tiles ? tiles()[t] : TileScratch{};
+        return num_tiles_ <= kThreads ? own_tile_ : t < num_tiles_ ? tiles()[t] : TileScratch{};
     }
     __device__ void store_tile(int32_t t, const TileScratch& tile) {
-        if (totals_.tiles <= kThreads)
+        if (num_tiles_ <= kThreads)
             own_tile_ = tile;
         else
             tiles()[t] = tile;
@@ -368,8 +376,8 @@ private:
     __device__ int32_t cost_of(const TileScratch& t) const {
         return item_cost(costs_, is_decode(c_, t.shape.q_len), num_blocks(t));
     }
-    __device__ WorkItem item_of(const TileScratch& t, int32_t split, int32_t partial_row) const {
-        return make_item(c_, costs_, t.seq, t.shape, t.index, t.tile, split, t.num_splits, t.split_tile, partial_row);
+    __device__ WorkItem item_of(const TileScratch& t, int32_t split, int32_t first_piece) const {
+        return make_item(c_, costs_, t.seq, t.shape, t.index, t.tile, split, t.num_splits, first_piece);
     }
 
     // Arrays of the plan. Computed from kernel arguments where they are used: registers are scarce.
@@ -377,7 +385,9 @@ private:
     __device__ T* at(int64_t offset) const { return reinterpret_cast<T*>(p_.plan + offset); }
     __device__ WorkItem* items() const { return at<WorkItem>(p_.layout.items); }
     __device__ TileScratch* tiles() const { return at<TileScratch>(p_.layout.tiles); }
-    __device__ SplitTileScratch* split_tiles() const { return at<SplitTileScratch>(p_.layout.split_tiles); }
+    __device__ PieceScratch* pieces_of(bool decode) const {
+        return at<PieceScratch>(p_.layout.pieces) + (decode ? max_pieces(c_, false) : 0);
+    }
     __device__ int32_t& seq_word(int word, int32_t seq) const {
         int32_t* words = c_.max_seqs <= kSharedSeqs ? s_.seqs : at<int32_t>(p_.layout.seqs);
         return words[word * c_.max_seqs + seq];
@@ -390,8 +400,8 @@ private:
     const PlannerParams& p_;
     SharedMemory& s_;
     BlockScan<kWarps> scan_;
-    Totals totals_{};     // the same in every thread
-    int64_t target_ = 1;  // likewise
+    int32_t num_tiles_ = 0;      // the same in every thread
+    int64_t target_[2] = {1, 1};  // likewise
     TileScratch own_tile_{};
 };
 

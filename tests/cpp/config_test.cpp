@@ -132,11 +132,43 @@ TEST(Config, SizesAreBoundedByTheGpuNotTheBatch) {
     const int64_t small = workspace_size(make_plan_config(kHopper, o));
     o.max_seqs = o.max_total_q = 100000;
     EXPECT_EQ(workspace_size(make_plan_config(kHopper, o)), small);
-    EXPECT_LT(small, 64 << 20);
     o.num_splits = 1;
-    EXPECT_EQ(workspace_size(make_plan_config(kHopper, o)), static_cast<int64_t>(sizeof(QueueState)));
+    const auto counters = static_cast<int64_t>(sizeof(QueueState) + kArrivalCounters * sizeof(uint32_t));
+    EXPECT_EQ(workspace_size(make_plan_config(kHopper, o)), counters);
     o.max_seqs = o.max_total_q = 0;
     EXPECT_GE(plan_size(make_plan_config(kHopper, o)), static_cast<int64_t>(sizeof(PlanHeader)));
+}
+
+TEST(Config, WorkspaceOfAServingStepIsSmall) {
+    PlanOptions o = good_options();
+    o.num_heads_q = 32;
+    o.num_heads_kv = 8;
+    o.head_dim = 128;
+    o.head_dim_v = 0;
+    o.num_splits = 32;
+    o.max_seqs = o.max_total_q = 1024;
+    EXPECT_LE(workspace_size(make_plan_config(kHopper, o)), 40 << 20);
+}
+
+// So that one workspace serves several configs in turn: what must be zero between launches lies where no config puts
+// partial results.
+TEST(Config, CountersHaveOnePlaceInEveryWorkspace) {
+    PlanOptions o = good_options();
+    for (int32_t heads : {1, 2, 8, 100, 5000, 20000})
+        for (int32_t sms : {1, 16, 132, 2000}) {
+            o.num_heads_q = o.num_heads_kv = heads;
+            const PlanConfig c = make_plan_config({DeviceType::kCuda, 90, sms}, o);
+            const WorkspaceLayout l = workspace_layout(c);
+            EXPECT_EQ(l.arrivals, static_cast<int64_t>(sizeof(QueueState)));
+            EXPECT_EQ(l.partial_lse, l.arrivals + kArrivalCounters * 4);
+            for (const bool decode : {false, true}) {
+                const int32_t pieces = max_pieces(c, decode);
+                if (pieces < 2) continue;
+                EXPECT_LE((split_tile_of(c, decode, pieces - 2) + 1) * heads, kArrivalCounters);
+                const int32_t rows = decode ? c.tile_rows_decode : c.tile_rows;
+                EXPECT_LE(partial_row_of(c, decode, 0) + pieces * rows, l.partial_rows);
+            }
+        }
 }
 
 TEST(Config, SizesOfTheLargestCapacitiesDoNotOverflow) {

@@ -1,5 +1,7 @@
 // The host planner: every plan is proved by find_plan_fault, and some decisions are spelled out.
 #include <algorithm>
+#include <functional>
+#include <queue>
 
 #include "support.h"
 
@@ -180,6 +182,69 @@ TEST(Planner, ManySequencesWithOneLongStillSplitTheLongOne) {
         EXPECT_EQ(plan.header().num_split_tiles, 1);
         EXPECT_GE(plan.header().num_items, n + 31);
     }
+}
+
+// The makespan of a one-ended queue, over the average load of its CTAs.
+double makespan_over_fair_share(Plan& plan, const PlanConfig& c) {
+    std::priority_queue<int64_t, std::vector<int64_t>, std::greater<>> loads;
+    for (int32_t i = 0; i < c.num_ctas; ++i)
+        loads.push(0);
+    std::vector<int64_t> costs;
+    for (int32_t i = 0; i < plan.header().num_items; ++i)
+        costs.push_back(plan.items()[i].cost);
+    if (plan.header().num_front_ctas == 0) std::reverse(costs.begin(), costs.end());
+    int64_t total = 0, last = 0;
+    for (int64_t cost : costs)
+        for (int32_t head = 0; head < c.num_heads_kv; ++head) {
+            const int64_t end = loads.top() + cost;
+            loads.pop();
+            loads.push(end);
+            last = std::max(last, end);
+            total += cost;
+        }
+    return static_cast<double>(last) * c.num_ctas / static_cast<double>(total);
+}
+
+TEST(Planner, LongStepsOfOneKindEndTogether) {
+    const int cases = test::num_cases(300);
+    for (int i = 0; i < cases; ++i) {
+        const uint64_t seed = test::first_seed() + i;
+        Random random(seed);
+        const bool decode = random.chance(0.6);
+        const int32_t n = random.integer(1, 200), heads_kv = random.pick({1, 2, 4, 8});
+        Batch batch;
+        for (int32_t s = 0; s < n; ++s)
+            batch.add(decode ? random.integer(1, 2) : random.integer(5, 500), random.integer(500, 65536) + 65536 / n);
+        const PlanConfig c = config_for(batch, kHopper, heads_kv * 8, heads_kv, 128, kMaxNumSplits);
+        Plan plan(c, batch.lengths());
+        ASSERT_EQ(plan.header().num_front_ctas, decode ? 0 : c.num_ctas);
+        ASSERT_LT(makespan_over_fair_share(plan, c), 1.5) << "VARATTN_SEED=" << seed;
+    }
+}
+
+TEST(Planner, RaggedDecodesOfOneKvHeadEndTogether) {
+    Batch batch;
+    for (int i = 0; i < 128; ++i)
+        batch.add(1, 64 + i * i * 2);
+    const PlanConfig c = config_for(batch, kHopper, 8, 1, 128);
+    Plan plan(c, batch.lengths());
+    EXPECT_LT(makespan_over_fair_share(plan, c), 1.3);
+}
+
+TEST(Planner, MemoryBoundStepsLeaveTheFrontSlackAndOthersNone) {
+    auto front_of = [](int32_t prefill, int32_t decodes, int32_t kv) {
+        Batch batch;
+        batch.add(prefill, prefill);
+        for (int32_t i = 0; i < decodes; ++i)
+            batch.add(1, kv);
+        const PlanConfig c = config_for(batch, kHopper, 32, 8, 128);
+        return Plan(c, batch.lengths()).header().num_front_ctas;
+    };
+    // As many CTAs as saturate the memory stay at the back, and the front gets half of what prefill does not need.
+    EXPECT_NEAR(front_of(128, 128, 8192), (132 - 57) / 2, 2);
+    EXPECT_GT(front_of(8192, 8, 1024), 128);
+    EXPECT_EQ(front_of(0, 8, 1024), 0);
+    EXPECT_EQ(front_of(128, 0, 0), 132);
 }
 
 TEST(Planner, LongestItemsComeFirst) {

@@ -87,7 +87,7 @@ struct alignas(16) WorkItem {
     int32_t block_end;
     int32_t split;         // index of this split
     int32_t num_splits;    // splits of the tile; 1: write the output directly
-    int32_t split_tile;    // index of the tile's arrival counter; -1 if num_splits == 1
+    int32_t split_tile;    // index of the tile's arrival counters; -1 if num_splits == 1
     int32_t partial_row;   // first row of the tile's partials; split s uses rows [partial_row + s * rows, + rows)
     int32_t flags;         // WorkItemFlags
     int32_t tile;          // index of the tile in its sequence
