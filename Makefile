@@ -1,6 +1,7 @@
 # make demo | test        on a fresh machine: virtual environment, PyTorch, build, run
 # make build | dev        build; rebuild what changed
-# make test-gpu | bench   from a built tree, under any Python that has PyTorch (PYTHON=...)
+# make test-gpu | bench | bench-trace
+#                         from a built tree, under any Python that has PyTorch (PYTHON=...); ARGS="--fa3 ..."
 #
 # TORCH=torch==2.11.0 takes another PyTorch, VENV=... another directory, VARATTN_CUDA=OFF leaves the CUDA part out.
 
@@ -13,7 +14,7 @@ INSTALLED := $(VENV)/installed-$(TORCH)
 # cmake and ninja come from the environment, whatever the machine has.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test build dev test-gpu bench clean
+.PHONY: demo test build dev test-gpu bench bench-trace clean
 
 demo: build
 	$(VENV_PYTHON) -m varattn demo
@@ -42,6 +43,9 @@ test-gpu:
 
 bench:
 	PYTHONPATH=python $(PYTHON) benchmarks/bench.py $(ARGS)
+
+bench-trace:
+	PYTHONPATH=python $(PYTHON) benchmarks/trace_bench.py $(ARGS)
 
 clean:
 	rm -rf build python/varattn/*.so python/*.egg-info

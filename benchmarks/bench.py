@@ -1,4 +1,4 @@
-"""Measures varattn on fixed steps and on steps of real traces: `python benchmarks/bench.py --help`.
+"""Measures varattn on fixed steps: `python benchmarks/bench.py --help`. trace_bench.py takes those of real traces.
 
 Each step's output is checked against float64 before it is timed. With --fa3, FlashAttention-3 runs beside it on the
 same inputs. `--device cpu` is a dry run of tiny steps: it exercises this program and claims no times.
@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +27,8 @@ import varattn
 from inputs import StepInputs
 from peers import Fa3
 from report import plot, print_table
-from steps import BenchStep, fixed_steps, trace_steps
+from steps import BenchStep, fixed_steps
+from targets import is_measured, misses, target_of
 from timing import Timing, captured, measure_rates, time_alternating
 
 OURS, OUR_PLAN, FA3_PLAN = "varattn", "varattn plan", "FA3 plan alone"
@@ -75,12 +76,15 @@ class Settings:
     num_splits: int
     seed: int
 
+    def sm_margin_of(self, step: BenchStep) -> int:
+        return self.sm_margin if step.sms is None else max(0, num_sms(self.device) - step.sms)
+
 
 class OurCalls:
     """varattn with every buffer made beforehand: the plan once, then one launch a call."""
 
     def __init__(self, x: StepInputs, settings: Settings):
-        heads = x.step.heads
+        heads, sm_margin = x.step.heads, settings.sm_margin_of(x.step)
         arguments = dict(
             num_heads_q=heads.q,
             num_heads_kv=heads.kv,
@@ -88,7 +92,7 @@ class OurCalls:
             dtype=x.dtype,
             causal=x.step.causal,
             num_splits=settings.num_splits,
-            sm_margin=settings.sm_margin,
+            sm_margin=sm_margin,
         )
         keys = dict(seqused_k=x.seqused_k) if x.step.page_size else dict(cu_seqlens_k=x.cu_seqlens_k)
         capacity = dict(max_seqs=len(x.step.lengths), max_total_q=x.step.total_q, device=x.device)
@@ -112,7 +116,7 @@ class OurCalls:
                 workspace=workspace,
                 causal=x.step.causal,
                 num_splits=settings.num_splits,
-                sm_margin=settings.sm_margin,
+                sm_margin=sm_margin,
                 out=self.out,
                 **keys,
             )
@@ -121,7 +125,8 @@ class OurCalls:
 
 
 def measure(step: BenchStep, rates: tuple[float, float], fa3: Fa3 | None, settings: Settings) -> Row:
-    row = Row(step, max(step.flops / rates[0], step.bytes / rates[1]), num_sms(settings.device) - settings.sm_margin)
+    sm_margin = settings.sm_margin_of(step)
+    row = Row(step, max(step.flops / rates[0], step.bytes / rates[1]), num_sms(settings.device) - sm_margin)
     x = StepInputs(step, settings.device, settings.seed)
     num_copies = len(x.caches)
     calls: dict[str, object] = {}
@@ -139,7 +144,7 @@ def measure(step: BenchStep, rates: tuple[float, float], fa3: Fa3 | None, settin
         row.problem = f"not run: {error}"
     if fa3 is not None:
         out = torch.full_like(x.q, torch.nan)
-        for name, make in fa3.ways(x, out, settings.sm_margin).items():
+        for name, make in fa3.ways(x, out, sm_margin).items():
             try:
                 call = make()
                 call(0)
@@ -153,7 +158,7 @@ def measure(step: BenchStep, rates: tuple[float, float], fa3: Fa3 | None, settin
                     raise
                 row.notes.append(f"{name}: not run: {error}")
         if not settings.kernel_only and "FA3 plan" in calls:
-            calls[FA3_PLAN] = captured(lambda _: fa3.plan(x, 0, settings.sm_margin), 1, settings.device)
+            calls[FA3_PLAN] = captured(lambda _: fa3.plan(x, 0, sm_margin), 1, settings.device)
     row.times = time_alternating(calls, settings.seconds)
     return row
 
@@ -166,8 +171,8 @@ def main(
     kernel_only: Annotated[bool, typer.Option("--kernel-only", help="Time the attention alone, no planners.")] = False,
     sm_margin: Annotated[int, typer.Option(min=0, help="SMs left free, for both sides.")] = 0,
     num_splits: Annotated[int, typer.Option(min=0, help="Our bound on splits of a tile; 0: the default.")] = 0,
-    trace_count: Annotated[int, typer.Option("--trace-steps", min=0, help="Steps of each trace.")] = 8,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, or float32 on a CPU.")] = "bfloat16",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Every step in float16 too, beside bfloat16.")] = False,
     seconds: Annotated[float, typer.Option(help="Time for the replays of a step.")] = 1.0,
     device: Annotated[str, typer.Option(help="cuda, or cpu for a dry run of tiny steps.")] = "cuda",
     seed: Annotated[int, typer.Option(help="Of the inputs; drawn if not given.")] = -1,
@@ -182,11 +187,12 @@ def main(
     seed = seed if seed >= 0 else time.time_ns() % 2**31
     settings = Settings(torch.device(device), seconds, kernel_only, sm_margin, num_splits, seed)
 
-    chosen = [s for s in fixed_steps() + trace_steps(trace_count) if re.search(cases, f"{s.title} {s.kind}")]
+    chosen = [s for s in fixed_steps() if re.search(cases, f"{s.title} {s.kind}")]
     if not chosen:
         console.print(f"bench: --cases: no step matches {cases!r}")
         raise typer.Exit(2)
-    chosen = [BenchStep(**{**vars(s), "dtype": dtype}) for s in chosen]
+    dtypes = [dtype, "float16"] if fp16 and dtype != "float16" else [dtype]
+    chosen = [replace(s, dtype=d) for s in chosen for d in dtypes]
     if device == "cpu":
         chosen = [s.shrunk() for s in chosen]
         settings = Settings(settings.device, 0.0, kernel_only, sm_margin, num_splits, seed)
@@ -205,13 +211,22 @@ def main(
             if json_file:  # after each step, so that a run that is cut short leaves what it has
                 write_json(json_file, context, rows)
             progress.advance(task)
-    print_table(console, rows, dry=device == "cpu", sm_margin=sm_margin)
+    by_title = {r.step.title: r for r in rows}
+    held = [r for r in rows if device == "cuda" and sm_margin == 0 and is_measured(r, by_title)]
+    missed = {r.step.title: misses(r, by_title, context["device"], rates[1]) for r in held}
+    missed = {title: words for title, words in missed.items() if words}
+    verdicts = {r.step.title: f"{target_of(r.step).text} {'MISSED' if r.step.title in missed else 'met'}" for r in held}
+    print_table(console, rows, dry=device == "cpu", verdicts=verdicts)
     if plot_file:
         plot_file.parent.mkdir(parents=True, exist_ok=True)
         plot(plot_file, rows, context)
     for r in rows:
         for note in r.notes:
             console.print(f"[yellow]{r.step.title}[/]: {escape(note)}", highlight=False, soft_wrap=True)
+    if held:
+        console.print(f"{len(held) - len(missed)} of {len(held)} targets met", highlight=False)
+    for title, words in missed.items():
+        console.print(f"[yellow]{title}[/]: {', '.join(words)}", highlight=False, soft_wrap=True)
     wrong = [r for r in rows if r.problem]
     for r in wrong:
         console.print(f"[red]{r.step.title}[/]: {escape(r.problem)}", highlight=False, soft_wrap=True)

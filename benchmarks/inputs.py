@@ -17,9 +17,19 @@ MAX_CHECKED_ROWS = 16
 
 
 class StepInputs:
-    """Random q and K/V caches. A cache smaller than COLD_BYTES has copies, with the same contents, to rotate among."""
+    """Random q and K/V caches. A cache smaller than COLD_BYTES has copies, with the same contents, to rotate among.
 
-    def __init__(self, step: BenchStep, device: torch.device, seed: int):
+    q and caches: given ones to use instead; caches are paged and at least as large.
+    """
+
+    def __init__(
+        self,
+        step: BenchStep,
+        device: torch.device,
+        seed: int,
+        q: torch.Tensor | None = None,
+        caches: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ):
         self.step = step
         self.dtype = getattr(torch, step.dtype)
         self.device = device
@@ -35,7 +45,7 @@ class StepInputs:
 
         self.q_offsets = [0, *accumulate(q for q, _ in step.lengths)]
         self.k_offsets = [0, *accumulate(k for _, k in step.lengths)]
-        self.q = normal(step.total_q, heads.q, heads.dim)
+        self.q = normal(step.total_q, heads.q, heads.dim) if q is None else q
         self.cu_seqlens_q = int32(self.q_offsets)
         self.cu_seqlens_k = int32(self.k_offsets)
         self.seqused_k = int32([k for _, k in step.lengths])
@@ -43,7 +53,7 @@ class StepInputs:
         self.max_k = max(k for _, k in step.lengths)
         if step.page_size:
             counts = [-(-k // step.page_size) for _, k in step.lengths]
-            num_pages = sum(counts)
+            num_pages = sum(counts) if caches is None else caches[0][0].shape[0]
             order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).int()
             table = torch.zeros(len(counts), max(counts), dtype=torch.int32)
             for row, (end, count) in enumerate(zip(accumulate(counts), counts, strict=True)):
@@ -53,6 +63,9 @@ class StepInputs:
         else:
             self.block_table = None
             size = (step.total_k, heads.kv, heads.dim)
+        if caches is not None:
+            self.caches = caches
+            return
         k, v = normal(*size), normal(*size)
         num_copies = max(1, min(MAX_COPIES, -(-COLD_BYTES // step.kv_bytes))) if device.type == "cuda" else 2
         self.caches = [(k, v)] + [(k.clone(), v.clone()) for _ in range(num_copies - 1)]

@@ -7,11 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from steps import TRACES
 
-
-def print_table(console: Console, rows: list, *, dry: bool, sm_margin: int) -> None:
-    """A line for each step, and one for each trace with the sums over its steps."""
+def print_table(console: Console, rows: list, *, dry: bool, verdicts: dict[str, str]) -> None:
+    """A line for each step. verdicts: by title, what it is held to, and whether it is met."""
     has_fa3 = any(r.fa3 for r in rows)
     has_plans = any("plan" in name and not name.startswith("FA3 plan ") for r in rows for name in r.times)
     table = Table(
@@ -20,33 +18,31 @@ def print_table(console: Console, rows: list, *, dry: bool, sm_margin: int) -> N
     )
     table.add_column("step", no_wrap=True)
     names = ["floor us", "us", "spread", "TFLOP/s", "GB/s", "share"]
-    names += ["GB/s per SM"] if sm_margin else []
+    has_sms = any(r.step.sms for r in rows)
+    names += ["GB/s per SM"] if has_sms else []
     names += ["plan us"] if has_plans else []
     names += ["FA3 us", "best way", "FA3 share", "ratio"] if has_fa3 else []
+    names += ["target"] if verdicts else []
     for name in [*names, "error"]:
         table.add_column(name, justify="right")
     for r in rows:
-        table.add_row(r.step.title, *_cells(r, has_fa3, has_plans, sm_margin), style="red" if r.problem else None)
-    sums = [s for s in (_trace_sum(t.name, rows) for t in TRACES) if s]
-    if sums:
-        table.add_section()
-    for name, count, floor, ours, fa3 in sums:
-        cells = [f"{floor * 1e6:.0f}", f"{ours * 1e6:.0f}", "", "", "", f"{floor / ours:.0%}"]
-        cells += [""] * (bool(sm_margin) + has_plans)
-        cells += [f"{fa3 * 1e6:.0f}", "", f"{floor / fa3:.0%}", f"{fa3 / ours:.2f}"] if fa3 else [""] * 4 * has_fa3
-        table.add_row(f"{name}: sum of {count}", *cells, "", style="bold")
+        cells = _cells(r, has_fa3, has_plans, has_sms)
+        cells += [verdicts.get(r.step.title, "")] if verdicts else []
+        missed = "MISSED" in verdicts.get(r.step.title, "")
+        style = "red" if r.problem else "yellow" if missed else None
+        table.add_row(r.step.title, *cells, f"{r.error:.1e}", style=style)
     console.print(table)
 
 
-def _cells(r, has_fa3: bool, has_plans: bool, sm_margin: int) -> list[str]:
+def _cells(r, has_fa3: bool, has_plans: bool, has_sms: bool) -> list[str]:
     cells = [f"{r.floor * 1e6:.1f}"]
     if r.ours:
         t = r.ours.median
         cells += [f"{t * 1e6:.1f}", f"{r.ours.spread:.1%}", f"{r.step.flops / t / 1e12:.1f}"]
         cells += [f"{r.step.bytes / t / 1e9:.0f}", f"{r.floor / t:.0%}"]
-        cells += [f"{r.step.bytes / t / 1e9 / r.num_sms:.1f}"] if sm_margin else []
+        cells += [f"{r.step.bytes / t / 1e9 / r.num_sms:.1f}"] if has_sms else []
     else:
-        cells += ["-"] * (5 + bool(sm_margin))
+        cells += ["-"] * (5 + has_sms)
     if has_plans:
         plan = r.times.get("varattn plan")
         cells.append(f"{plan.median * 1e6:.1f}" if plan else "-")
@@ -56,16 +52,7 @@ def _cells(r, has_fa3: bool, has_plans: bool, sm_margin: int) -> list[str]:
         cells.append(f"{r.ratio:.2f}" if r.ratio else "-")
     elif has_fa3:
         cells += ["-"] * 4
-    return [*cells, f"{r.error:.1e}"]
-
-
-def _trace_sum(name: str, rows: list) -> tuple[str, int, float, float, float | None] | None:
-    """Sums over the steps of a trace, in seconds."""
-    steps = [r for r in rows if r.step.kind == name and r.ours]
-    if not steps:
-        return None
-    fa3 = sum(r.fa3.median for r in steps) if all(r.fa3 for r in steps) else None
-    return name, len(steps), sum(r.floor for r in steps), sum(r.ours.median for r in steps), fa3
+    return cells
 
 
 def plot(path: Path, rows: list, context: dict[str, str]) -> None:

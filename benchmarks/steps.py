@@ -30,16 +30,22 @@ WIDE = Heads(16, 8, 256)
 @dataclass(frozen=True)
 class BenchStep:
     name: str
-    kind: str  # prefill, decode, spec, mixed, skew, or the name of a trace
+    kind: str  # prefill, decode, spec, mixed, skew, trace
     lengths: tuple[tuple[int, int], ...]  # (q_len, kv_len)
     heads: Heads = LLAMA_8B
     page_size: int = 16  # or PACKED
     causal: bool = True
     dtype: str = "bfloat16"
+    sms: int | None = None  # SMs that both sides may use; None: all
 
     @property
     def title(self) -> str:
-        return f"{self.name}, {f'p{self.page_size}' if self.page_size else 'packed'}"
+        pages = f"p{self.page_size}" if self.page_size else "packed"
+        return f"{self.name}, {pages}" + ("" if self.dtype == "bfloat16" else f", {self.dtype}")
+
+    def title_for(self, **changes) -> str:
+        """The title of a step that differs in these fields alone."""
+        return replace(self, **changes).title
 
     @property
     def total_q(self) -> int:
@@ -148,6 +154,8 @@ def fixed_steps() -> list[BenchStep]:
             ),
         ]:
             steps.append(BenchStep(name, kind, lengths, heads, page_size))
+        lengths = _decodes([4096] * 128)
+        steps.append(BenchStep("decode b128 k4k on 48 SMs", "decode", lengths, page_size=page_size, sms=48))
     for count in (900, 1000):
         lengths = _decodes([131072] + [256] * (count - 1))
         steps.append(BenchStep(f"skew 1x128k + {count - 1}x256", "skew", lengths))
@@ -160,31 +168,26 @@ class TraceSetting:
     excerpt: str
     max_running: int
     tokens_per_decode: int = 1
+    token_budget: int = 2048
 
 
 TRACES = (
-    TraceSetting("trace conv, 128 running", "conv", 128),
-    TraceSetting("trace code, 64 running", "code", 64),
-    TraceSetting("trace conv, 128 running, 4 tokens a decode", "conv", 128, 4),
+    TraceSetting("azure conv, 128 running", "conv", 128),
+    TraceSetting("azure code, 64 running", "code", 64),
+    TraceSetting("azure conv, 128 running, 4 tokens a decode", "conv", 128, 4),
 )
 
 
-def trace_steps(count: int, token_budget: int = 2048) -> list[BenchStep]:
-    """`count` steps of each trace, evenly spaced between the filling of the engine and the last admission."""
-    steps = []
-    for setting in TRACES:
-        requests = read_trace(EXCERPTS[setting.excerpt])
-        simulated = list(
-            Simulator(
-                requests,
-                max_running=setting.max_running,
-                token_budget=token_budget,
-                tokens_per_decode=setting.tokens_per_decode,
-            )
-        )
-        last = max(s.index for s in simulated if any(c.is_prefill for c in s.chunks))
-        first = min(last // 3, setting.max_running)
-        for i in range(count):
-            step = simulated[first + (last - first) * i // count]
-            steps.append(BenchStep(f"{setting.name}, step {step.index}", setting.name, tuple(step.lengths)))
-    return steps
+def trace_steps(setting: TraceSetting, count: int) -> list[BenchStep]:
+    """`count` steps of a trace, evenly spaced between the filling of the engine and the last admission."""
+    simulator = Simulator(
+        read_trace(EXCERPTS[setting.excerpt]),
+        max_running=setting.max_running,
+        token_budget=setting.token_budget,
+        tokens_per_decode=setting.tokens_per_decode,
+    )
+    simulated = list(simulator)
+    last = max(s.index for s in simulated if any(c.is_prefill for c in s.chunks))
+    first = min(last // 3, setting.max_running)
+    chosen = [simulated[first + (last - first) * i // count] for i in range(count)]
+    return [BenchStep(f"{setting.name}, step {s.index}", "trace", tuple(s.lengths)) for s in chosen]

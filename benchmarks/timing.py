@@ -41,35 +41,44 @@ class Timing:
 class CapturedCalls:
     """A graph of `num_calls` calls; call(i) uses the i-th copy of the cache."""
 
-    def __init__(self, call: Callable[[int], object], num_copies: int):
+    def __init__(self, call: Callable[[int], object], num_copies: int, num_calls: int | None = None):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             call(0)
             begin, end = _events()
             begin.record()
-            for i in range(3):
+            for i in range(3 if num_calls is None else 0):
                 call(i % num_copies)
             end.record()
         end.synchronize()
         wanted = int(REPLAY_SECONDS / max(begin.elapsed_time(end) / 3000, 1e-6))
         # Whole rounds through the copies, so that all are used alike.
-        self.num_calls = max(1, min(wanted, MAX_CALLS) // num_copies) * num_copies
+        self.num_calls = num_calls or max(1, min(wanted, MAX_CALLS) // num_copies) * num_copies
         self._call = call  # holds the buffers that the graph reads and writes
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=stream):
             for i in range(self.num_calls):
                 call(i % num_copies)
 
+    @staticmethod
+    def once(call: Callable[[int], object]) -> CapturedCalls:
+        """A graph of a single call, which is long in itself."""
+        return CapturedCalls(call, 1, num_calls=1)
+
     def replay(self) -> float:
         """Seconds per call."""
-        begin, end = _events()
-        torch.cuda._sleep(SPIN_CYCLES)
-        begin.record()
-        self._graph.replay()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1000 / self.num_calls
+        return _spun(self._graph.replay) / self.num_calls
+
+
+class SpunCalls:
+    """The same interface for a call that replays a graph of its own."""
+
+    def __init__(self, call: Callable[[int], object]):
+        self._call = call
+
+    def replay(self) -> float:
+        return _spun(lambda: self._call(0))
 
 
 class EagerCalls:
@@ -124,6 +133,17 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, floa
         seconds=1.0 if on_gpu else 0.05,
     )
     return 2 * n**3 / times["matmul"].median, 2 * source.nbytes / times["copy"].median
+
+
+def _spun(submit: Callable[[], object]) -> float:
+    """Seconds that the GPU takes for what is submitted, without the time to submit it."""
+    begin, end = _events()
+    torch.cuda._sleep(SPIN_CYCLES)
+    begin.record()
+    submit()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
 
 
 def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:

@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,14 +37,61 @@ def test_flops_count_visible_pairs():
 
 
 def test_titles_are_unique_and_ragged_lengths_are_fixed():
-    from steps import fixed_steps, trace_steps
+    from steps import TRACES, fixed_steps, trace_steps
 
-    steps = fixed_steps() + trace_steps(4)
+    make = lambda: fixed_steps() + [s for t in TRACES for s in trace_steps(t, 4)]  # noqa: E731
+    steps = make()
     titles = [s.title for s in steps]
     assert len(set(titles)) == len(titles)
-    again = {s.title: s for s in fixed_steps() + trace_steps(4)}
+    again = {s.title: s for s in make()}
     assert all(again[s.title] == s for s in steps)
-    assert len([s for s in steps if s.kind.startswith("trace")]) == 12
+    assert len([s for s in steps if s.kind == "trace"]) == 12
+
+
+def test_targets_are_of_steps_that_exist():
+    from steps import fixed_steps
+    from targets import FP16, TARGETS, target_of
+
+    steps = {s.title: s for s in fixed_steps()}
+    assert set(TARGETS) <= set(steps)
+    assert all(target_of(steps[title]) is target for title, target in TARGETS.items())
+    assert target_of(replace(steps["decode b1 k64k, p16"], dtype="float16")) is FP16
+
+
+def test_a_row_is_held_to_its_target():
+    from bench import FA3_PLAN, OURS, Row
+    from steps import fixed_steps
+    from targets import is_measured, misses
+    from timing import Timing
+
+    steps = {s.title: s for s in fixed_steps()}
+
+    def row(title, ours, fa3=None, num_sms=132, dtype="bfloat16"):
+        times = {OURS: Timing.of([ours])} | ({"FA3": Timing.of([fa3]), FA3_PLAN: Timing.of([1e-9])} if fa3 else {})
+        return Row(replace(steps[title], dtype=dtype), 80e-6, num_sms, times)
+
+    def words(r, *others):
+        rows = {x.step.title: x for x in (r, *others)}
+        return misses(r, rows, "NVIDIA H200", 4.2e12) if is_measured(r, rows) else None
+
+    mixed = "mixed 2k chunk + 63 decode, p16"  # 1.50, and 0.85 of the floor
+    assert words(row(mixed, 94e-6, 150e-6)) == []
+    assert words(row(mixed, 94e-6, 130e-6)) == ["ratio 1.38 < 1.50"]
+    assert words(row(mixed, 110e-6, 190e-6)) == ["share of the floor 0.73 < 0.85"]
+    assert words(row(mixed, 94e-6)) is None, "nothing to compare with"
+    packed, paged = "prefill 4x4k causal, packed", "prefill 4x4k causal, p16"
+    assert words(row(paged, 100e-6, 120e-6), row(packed, 98e-6)) == []
+    assert words(row(paged, 100e-6, 120e-6), row(packed, 90e-6)) == ["share of packed 0.90 < 0.97"]
+    assert words(row(paged, 100e-6, 120e-6)) is None
+    few = "decode b128 k4k on 48 SMs, p16"
+    right = steps[few].bytes / (78e9 * 48)
+    assert words(row(few, right, num_sms=48)) == []
+    assert words(row(few, right * 1.1, num_sms=48)) == ["GB/s per SM 70.91 < 78.00"]
+    decode = "decode b1 k64k, p16"
+    half = row(decode, 105e-6, dtype="float16")
+    assert words(half, row(decode, 100e-6)) == ["share of bfloat16 0.95 < 0.98"]
+    assert words(half, row(decode, 104e-6)) == []
+    assert words(row("skew 1x128k + 899x256, p16", 1.0)) is None, "no target"
 
 
 def test_steps_are_those_that_figures_are_quoted_for():
@@ -90,12 +138,54 @@ def test_check_finds_a_wrong_output(page_size, seed):
 @pytest.mark.skipif(not varattn.is_supported("cpu"), reason="the varattn library is not built")
 def test_dry_run(tmp_path):
     files = ["--json", tmp_path / "out.json", "--plot", tmp_path / "out.png"]
-    command = [sys.executable, BENCHMARKS / "bench.py", "--device", "cpu", "--cases", "mixed|d64|trace code", *files]
+    command = [
+        sys.executable,
+        BENCHMARKS / "bench.py",
+        "--device",
+        "cpu",
+        "--cases",
+        "mixed|d64|48 SMs",
+        "--fp16",
+        *files,
+    ]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["steps"]
     assert rows and all(r["problem"] == "" and r["times"]["varattn"]["median"] > 0 for r in rows)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not varattn.is_supported("cpu"), reason="the varattn library is not built")
+def test_dry_run_of_the_traces(tmp_path):
+    files = ["--json", tmp_path / "out.json", "--plot", tmp_path / "out.png"]
+    command = [sys.executable, BENCHMARKS / "trace_bench.py", "--device", "cpu", "--steps", "2", *files]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    traces = json.loads((tmp_path / "out.json").read_text())["traces"]
+    assert len(traces) == 3
+    for trace in traces.values():
+        assert trace["figures"]["one graph over planned alone"]["value"] > 0
+        assert all(step["problems"] == [] and len(step["times"]) == 4 for step in trace["steps"])
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_of_a_trace():
+    from steps import TRACES, BenchStep
+    from timing import Timing
+    from trace_bench import FA3_BOUND, ONE_GRAPH, StepTimes, figures
+
+    step = BenchStep("a step", "trace", ((1, 1),))
+    times = [(90, 100, 130, 140), (95, 100, 110, 150)]
+    rows = []
+    for floor, ours, best, bound in times:
+        named = {ONE_GRAPH: ours, "FA3": best, FA3_BOUND: bound}
+        rows.append(StepTimes(step, floor, {name: Timing.of([t]) for name, t in named.items()}))
+    found = {f.name: (f.value, f.verdict) for f in figures(TRACES[0].name, rows)}
+    assert found["floor over one graph"] == (pytest.approx(0.925), ">= 0.90 met")
+    assert found["FA3 plan 32 over one graph"] == (pytest.approx(1.45), ">= 1.25 met")
+    assert found["FA3's best of each step over one graph"] == (pytest.approx(1.20), "")
+    assert found["one graph over planned alone"] == (None, "")
+    assert "MISSED" in dict((f.name, f.verdict) for f in figures(TRACES[1].name, rows))["FA3 plan 32 over one graph"]
 
 
 @pytest.mark.gpu
