@@ -1,6 +1,6 @@
 # make demo | test        on a fresh machine: virtual environment, PyTorch, build, run
 # make build | dev        build; rebuild what changed
-# make test-gpu | bench | bench-trace
+# make test-gpu | sanitize | bench | bench-trace
 #                         from a built tree, under any Python that has PyTorch (PYTHON=...); ARGS="--fa3 ..."
 #
 # TORCH=torch==2.11.0 takes another PyTorch, VENV=... another directory, VARATTN_CUDA=OFF leaves the CUDA part out.
@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/installed-$(TORCH)
 # cmake and ninja come from the environment, whatever the machine has.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test build dev test-gpu bench bench-trace clean
+.PHONY: demo test build dev test-gpu sanitize bench bench-trace clean
 
 demo: build
 	$(VENV_PYTHON) -m varattn demo
@@ -40,6 +40,15 @@ $(INSTALLED):
 
 test-gpu:
 	PYTHONPATH=python VARATTN_TEST_DEVICE=cuda $(PYTHON) -m pytest tests/python
+
+# memcheck sees what our kernels touch; allocations are those of the driver, so that it sees their ends.
+SANITIZER ?= compute-sanitizer
+SANITIZER_TOOL ?= memcheck
+sanitize:
+	for kernel in sm90 portable; do \
+	    VARATTN_KERNEL=$$kernel PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=python $(SANITIZER) \
+	        --tool $(SANITIZER_TOOL) --kernel-regex kns=varattn --error-exitcode 1 $(PYTHON) tests/sanitize.py || exit 1; \
+	done
 
 bench:
 	PYTHONPATH=python $(PYTHON) benchmarks/bench.py $(ARGS)

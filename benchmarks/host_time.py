@@ -46,6 +46,7 @@ def calls(device: str) -> dict[str, Callable[[], object]]:
     plan = varattn.plan(cu, seqused_k=used, max_total_q=2, **heads)
     lengths = dict(seqused_k=used, block_table=table)
     given = dict(lengths, workspace=workspace, causal=True, out=out)
+    no_q, empty = q[:0], dict(given, out=out[:0])
     op = torch.ops.varattn.mha_varlen.out
 
     def forward(batch):
@@ -59,6 +60,7 @@ def calls(device: str) -> dict[str, Callable[[], object]]:
         "varattn.plan(out=)": lambda: varattn.plan(cu, seqused_k=used, max_total_q=2, out=plan, **heads),
         "varattn.mha_varlen, buffers given": lambda: varattn.mha_varlen(q, k, v, cu, plan=plan, **given),
         "torch.ops.varattn.mha_varlen.out": lambda: op(q, k, v, cu, plan=plan.buffer, max_total_q=2, **given),
+        "  the same on no rows: no launch": lambda: op(no_q, k, v, cu, plan=plan.buffer, max_total_q=2, **empty),
         "varattn.mha_varlen, nothing given": lambda: varattn.mha_varlen(q, k, v, cu, **lengths, causal=True),
         "GraphRunner.run, a step": lambda: runner.run(cu, used, table, num_tokens=rows),
         "torch: a tiny kernel (out.zero_())": lambda: out.zero_(),

@@ -1,4 +1,4 @@
-"""The command line: `varattn demo` and `varattn info`."""
+"""The command line: `varattn demo`, `varattn trace` and `varattn info`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ except ImportError as error:
 
 import varattn
 from varattn import demo as _demo
+from varattn import timeline
 from varattn.library import LIBRARY_PATH, require_library
 from varattn.picture import draw_schedule, item_kinds
 from varattn.trace import EXCERPTS, Request, Simulator, Step, TraceError, read_trace
@@ -70,78 +71,165 @@ def _steps_to_half_full(requests: list[Request], running: int, budget: int) -> i
     return int(running * mean_prompt / budget / 2)
 
 
+# Options that the commands share.
+TraceFile = Annotated[
+    str, typer.Option("--trace", help="A CSV with TIMESTAMP,ContextTokens,GeneratedTokens, or an excerpt: conv, code.")
+]
+DeviceOption = Annotated[DeviceChoice, typer.Option("--device", help="auto: a supported GPU if there is one.")]
+Running = Annotated[int | None, typer.Option(min=1, help="Sequences running at a time.")]
+Budget = Annotated[int, typer.Option(min=1, help="Query tokens of a step.")]
+PageSize = Annotated[int, typer.Option(min=1, help="Tokens of a page of the KV cache.")]
+HeadsQ = Annotated[int | None, typer.Option(min=1, help="Query heads.")]
+HeadsKV = Annotated[int | None, typer.Option(min=1, help="KV heads.")]
+HeadDim = Annotated[int | None, typer.Option(min=8, help="Head dimension.")]
+DTypeOption = Annotated[DTypeChoice | None, typer.Option(help="Element type.")]
+NumSplits = Annotated[int, typer.Option(min=0, help="Upper bound on splits of a tile; 0: the default.")]
+TokensPerDecode = Annotated[int, typer.Option(min=1, help="Query tokens of a decode (speculation).")]
+Checked = Annotated[int, typer.Option(min=1, help="Sequences verified in each step.")]
+Seed = Annotated[int, typer.Option(help="Of the cache, the queries and the sampling.")]
+
+
+class _Serving:
+    """An engine that serves a trace, ready for its first step."""
+
+    def __init__(
+        self, trace: str, device: DeviceChoice, running: int | None, budget: int, page_size: int, heads: int | None,
+        heads_kv: int | None, head_dim: int | None, dtype: DTypeChoice | None, num_splits: int, tokens_per_decode: int,
+        check: int, seed: int, out: Path,
+    ):  # fmt: skip
+        target = _pick_device(device)
+        self.defaults = defaults = DEFAULTS[target.type]
+        running = running or defaults["running"]
+        self.shape = _demo.Shape(
+            heads or defaults["heads"],
+            heads_kv or defaults["heads_kv"],
+            head_dim or defaults["head_dim"],
+            getattr(torch, dtype.value if dtype else defaults["dtype"]),
+            target,
+            num_splits,
+        )
+        try:
+            self.requests = read_trace(EXCERPTS.get(trace, Path(trace)))
+            self.simulator = Simulator(
+                self.requests,
+                max_running=running,
+                token_budget=budget,
+                page_size=page_size,
+                tokens_per_decode=tokens_per_decode,
+                seed=seed,
+            )
+        except TraceError as error:
+            raise _fail(str(error)) from None
+        try:
+            self.runner = _demo.StepRunner(self.simulator, self.shape, checked_sequences=check, seed=seed)
+        except (ImportError, ValueError, RuntimeError) as error:  # no library, or a shape that it refuses
+            raise _fail(str(error).splitlines()[0]) from None
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _fail(f"--out: {out}: {error.strerror}") from None
+        self.half_full = _steps_to_half_full(self.requests, running, budget)
+        self.seed = seed
+
+    def describe(self, console: Console) -> None:
+        shape = self.shape
+        console.print(
+            f"[bold]varattn {varattn.__version__}[/] on {_device_name(shape.device)}: {len(self.requests)} requests, "
+            f"{shape.num_heads_q}/{shape.num_heads_kv} heads of {shape.head_dim}, {_name(shape.dtype)}, "
+            f"{self.simulator.num_pages} pages of {self.simulator.page_size} tokens, seed {self.seed}",
+            highlight=False,
+        )
+
+
 @app.command()
 def demo(
-    trace: Annotated[
-        str, typer.Option(help="A CSV with TIMESTAMP,ContextTokens,GeneratedTokens, or a shipped excerpt: conv, code.")
-    ] = "conv",
+    trace: TraceFile = "conv",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps to run.")] = None,
     skip: Annotated[int | None, typer.Option(min=0, help="Steps to pass over first. [default: half filled]")] = None,
-    device: Annotated[DeviceChoice, typer.Option(help="auto: a supported GPU if there is one.")] = DeviceChoice.auto,
-    running: Annotated[int | None, typer.Option(min=1, help="Sequences running at a time.")] = None,
-    budget: Annotated[int, typer.Option(min=1, help="Query tokens of a step.")] = 2048,
-    page_size: Annotated[int, typer.Option(min=1, help="Tokens of a page of the KV cache.")] = 16,
-    heads: Annotated[int | None, typer.Option(min=1, help="Query heads.")] = None,
-    heads_kv: Annotated[int | None, typer.Option(min=1, help="KV heads.")] = None,
-    head_dim: Annotated[int | None, typer.Option(min=8, help="Head dimension.")] = None,
-    dtype: Annotated[DTypeChoice | None, typer.Option(help="Element type.")] = None,
-    num_splits: Annotated[int, typer.Option(min=0, help="Upper bound on splits of a tile; 0: the default.")] = 0,
-    tokens_per_decode: Annotated[int, typer.Option(min=1, help="Query tokens of a decode (speculation).")] = 1,
-    check: Annotated[int, typer.Option(min=1, help="Sequences verified in each step.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the cache, the queries and the sampling.")] = 0,
+    device: DeviceOption = DeviceChoice.auto,
+    running: Running = None,
+    budget: Budget = 2048,
+    page_size: PageSize = 16,
+    heads: HeadsQ = None,
+    heads_kv: HeadsKV = None,
+    head_dim: HeadDim = None,
+    dtype: DTypeOption = None,
+    num_splits: NumSplits = 0,
+    tokens_per_decode: TokensPerDecode = 1,
+    check: Checked = 4,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the picture of a schedule.")] = Path("varattn_demo"),
 ) -> None:
     """Serves a length trace: every step is planned, attended over a paged cache, and verified."""
     console = Console()
-    target = _pick_device(device)
-    defaults = DEFAULTS[target.type]
-    steps, running = steps or defaults["steps"], running or defaults["running"]
-    shape = _demo.Shape(
-        heads or defaults["heads"],
-        heads_kv or defaults["heads_kv"],
-        head_dim or defaults["head_dim"],
-        getattr(torch, dtype.value if dtype else defaults["dtype"]),
-        target,
-        num_splits,
-    )
-    try:
-        requests = read_trace(EXCERPTS.get(trace, Path(trace)))
-        simulator = Simulator(
-            requests,
-            max_running=running,
-            token_budget=budget,
-            page_size=page_size,
-            tokens_per_decode=tokens_per_decode,
-            seed=seed,
-        )
-    except TraceError as error:
-        raise _fail(str(error)) from None
-    try:
-        runner = _demo.StepRunner(simulator, shape, checked_sequences=check, seed=seed)
-    except (ImportError, ValueError, RuntimeError) as error:  # no library, or a shape that it refuses
-        raise _fail(str(error).splitlines()[0]) from None
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _fail(f"--out: {out}: {error.strerror}") from None
-    skip = _steps_to_half_full(requests, running, budget) if skip is None else skip
-
-    console.print(
-        f"[bold]varattn {varattn.__version__}[/] on {_device_name(target)}: {len(requests)} requests, "
-        f"{shape.num_heads_q}/{shape.num_heads_kv} heads of {shape.head_dim}, {_name(shape.dtype)}, "
-        f"{simulator.num_pages} pages of {page_size} tokens, seed {seed}",
-        highlight=False,
-    )
-    results, shown = _run_steps(console, simulator, runner, steps, skip)
+    serving = _Serving(
+        trace, device, running, budget, page_size, heads, heads_kv, head_dim, dtype, num_splits, tokens_per_decode,
+        check, seed, out,
+    )  # fmt: skip
+    steps = steps or serving.defaults["steps"]
+    skip = serving.half_full if skip is None else skip
+    serving.describe(console)
+    results, shown = _run_steps(console, serving.simulator, serving.runner, steps, skip)
     if not results:
         raise _fail(f"--skip {skip}: the trace ends before that step")
     console.print(_result_table(results))
     picture = out / "schedule.png"
-    _draw(picture, shown, shape)
+    _draw(picture, shown, serving.shape)
     console.print(f"Schedule of step {shown.index}: {picture}", highlight=False, soft_wrap=True)
     if len(results) < steps:
         console.print(f"The trace ended after {len(results)} of {steps} steps.", highlight=False)
-    raise typer.Exit(_verdict(console, results, shape.dtype))
+    raise typer.Exit(_verdict(console, results, serving.shape.dtype))
+
+
+@app.command()
+def trace(
+    trace: TraceFile = "conv",
+    step: Annotated[int | None, typer.Option(min=0, help="Which step. [default: half filled]")] = None,
+    device: DeviceOption = DeviceChoice.auto,
+    running: Running = None,
+    budget: Budget = 2048,
+    page_size: PageSize = 16,
+    heads: HeadsQ = None,
+    heads_kv: HeadsKV = None,
+    head_dim: HeadDim = None,
+    dtype: DTypeOption = None,
+    num_splits: NumSplits = 0,
+    tokens_per_decode: TokensPerDecode = 1,
+    check: Checked = 4,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for trace.json and trace.png.")] = Path("varattn_trace"),
+) -> None:
+    """Shows what ran where and when in one step of a trace, beside what the plan foresaw.
+
+    Writes Chrome's trace format (chrome://tracing, ui.perfetto.dev) and a picture.
+    """
+    console = Console()
+    serving = _Serving(
+        trace, device, running, budget, page_size, heads, heads_kv, head_dim, dtype, num_splits, tokens_per_decode,
+        check, seed, out,
+    )  # fmt: skip
+    step = serving.half_full if step is None else step
+    serving.describe(console)
+    for made in islice(serving.simulator, step):
+        serving.runner.skip(made)
+    made = serving.simulator.step()
+    if made is None:
+        raise _fail(f"--step {step}: the trace ends before that step")
+    try:
+        result, actual = serving.runner.run_traced(made)
+    except RuntimeError as error:  # a kernel that writes no trace
+        raise _fail(str(error).splitlines()[0]) from None
+    console.print(_result_table([result]))
+    plan, name = serving.runner.plan, f"Step {step} on {_device_name(serving.shape.device)}"
+    timeline.write_chrome(out / "trace.json", plan, actual, tokens_per_decode)
+    planned = timeline.draw(out / "trace.png", plan, actual, name, tokens_per_decode)
+    console.print(
+        f"{len(actual.tasks)} tasks in {actual.nanoseconds / 1000:.1f} us; planned: {planned / 1000:.1f} us. "
+        f"{out / 'trace.json'}, {out / 'trace.png'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    raise typer.Exit(_verdict(console, [result], serving.shape.dtype))
 
 
 class _Shown:

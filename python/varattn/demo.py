@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 
 import varattn
+from varattn import timeline
+from varattn.planner import ITEM_DTYPE
 from varattn.trace import Chunk, Simulator, Step
 
 # Largest error of an output row, ||row - reference|| / ||reference||, and of an LSE. Inputs are N(0, 1).
@@ -116,6 +118,15 @@ class StepRunner:
         self.cache.release(step.released)
 
     def run(self, step: Step) -> StepResult:
+        return self._run(step, None)
+
+    def run_traced(self, step: Step) -> tuple[StepResult, timeline.Timeline]:
+        """As run, and what the call tells of itself."""
+        max_items = len(self._plan_buffer) // ITEM_DTYPE.itemsize
+        trace = timeline.trace_buffer(3 * max_items * self.shape.num_heads_kv, self.shape.device)
+        return self._run(step, trace), timeline.read(trace)
+
+    def _run(self, step: Step, trace: torch.Tensor | None) -> StepResult:
         self.cache.append(step.chunks)
         self._load(step)
         self.plan = varattn.plan(
@@ -125,7 +136,7 @@ class StepRunner:
             out=self._plan_buffer,
             **self._plan_arguments,
         )
-        seconds = self._attend()
+        seconds = self._attend(trace)
         problem, max_error, num_checked = "", 0.0, 0
         try:
             varattn.check(self.plan)
@@ -169,8 +180,8 @@ class StepRunner:
         self._out.fill_(torch.nan)
         self._lse.fill_(torch.nan)
 
-    def _attend(self) -> float:
-        def call() -> None:
+    def _attend(self, trace: torch.Tensor | None) -> float:
+        def call(trace: torch.Tensor | None = None) -> None:
             varattn.mha_varlen(
                 self._q,
                 self.cache.k,
@@ -185,18 +196,19 @@ class StepRunner:
                 out=self._out,
                 lse=self._lse,
                 return_lse=True,
+                trace=trace,
             )
 
         if self.shape.device.type != "cuda":
             begin = time.perf_counter()
-            call()
+            call(trace)
             return time.perf_counter() - begin
         if not self._is_warm:
             call()
             self._is_warm = True
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         events[0].record()
-        call()
+        call(trace)
         events[1].record()
         events[1].synchronize()
         return events[0].elapsed_time(events[1]) / 1000

@@ -120,8 +120,11 @@ def write_chrome(path: str | Path, plan: Plan, actual: Timeline, max_decode_toke
     Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ns", "otherData": other}))
 
 
-def draw(path: str | Path, plan: Plan, actual: Timeline, title: str = "", max_decode_tokens: int = 1) -> None:
-    """Writes a PNG: what ran, by SM, above what the plan foresaw, by CTA, over the same time."""
+def draw(path: str | Path, plan: Plan, actual: Timeline, title: str = "", max_decode_tokens: int = 1) -> int:
+    """Writes a PNG: what ran, by SM, above what the plan foresaw, by CTA.
+
+    Returns the planned time of the whole, in ns.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -136,14 +139,17 @@ def draw(path: str | Path, plan: Plan, actual: Timeline, title: str = "", max_de
     height = 2.5 + sum(0.045 * max(r, 30) for r in rows)
     figure = Figure(figsize=(12, min(18.0, height)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 1, sharex=True)
-    end = max(actual.nanoseconds, s.makespan, 1)
-    for axis, (name, bars), num_rows in zip(axes, panels, rows, strict=True):
+    ends = [max(actual.nanoseconds, 1), max(s.makespan, 1)]
+    if max(ends) < 3 * min(ends):  # else (a CPU: costs are of a GPU) either would be a line at the left
+        ends = [max(ends)] * 2
+    axes = figure.subplots(2, 1)
+    for axis, (name, bars), num_rows, end in zip(axes, panels, rows, ends, strict=True):
         legend = draw_bars(axis, bars, num_rows)
         last = int(bars.end.max()) if len(bars.end) else 0
         busy = float((bars.end - bars.begin).sum()) / (num_rows * last) if last else 1.0
         axis.axvline(last / 1000, color="#b02a2a", linewidth=1, linestyle=":")
         axis.set_ylabel(name)
+        axis.yaxis.get_major_locator().set_params(integer=True)
         axis.set_title(f"{last / 1000:.1f} us, rows busy {busy:.0%} of it", fontsize=10)
         axis.set_xlim(0, end / 1000 * 1.02)
         if legend:
@@ -152,3 +158,4 @@ def draw(path: str | Path, plan: Plan, actual: Timeline, title: str = "", max_de
     dropped = f" ({actual.num_dropped} records dropped)" if actual.num_dropped else ""
     figure.suptitle(title + dropped, fontsize=11)
     figure.savefig(path, dpi=130)
+    return s.makespan

@@ -1,5 +1,6 @@
-"""The command line: `varattn demo` and `varattn info`."""
+"""The command line: `varattn demo`, `varattn trace` and `varattn info`."""
 
+import json
 import re
 
 import pytest
@@ -40,6 +41,18 @@ def test_demo_passes_and_draws(tmp_path, trace, dtype):
     assert result.exit_code == 0, text
     assert "PASS: 6 steps" in text
     assert (out / "schedule.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_library
+def test_trace_of_a_step(tmp_path, trace):
+    result, text = run("trace", "--trace", trace, "--step", 4, "--out", tmp_path / "t", *SMALL[:6])
+    assert result.exit_code == 0, text
+    assert re.search(r"\d+ tasks in [\d.]+ us; planned: [\d.]+ us", text) and "PASS: 1 steps" in text
+    events = json.loads((tmp_path / "t" / "trace.json").read_text())["traceEvents"]
+    assert {e["pid"] for e in events} == {1, 2}
+    assert (tmp_path / "t" / "trace.png").read_bytes().startswith(b"\x89PNG")
+    result, text = run("trace", "--trace", trace, "--step", 10**6, "--out", tmp_path, *SMALL[:6])
+    assert result.exit_code == 2 and "the trace ends before that step" in text
 
 
 @pytest.mark.gpu
