@@ -20,17 +20,16 @@ struct PlannedTile {
 };
 
 // Most cost of a piece at one end of the queue.
-int64_t choose_target(const PlanConfig& c, const CostModel& costs, const Totals& totals, bool decode, int32_t ctas,
+int32_t choose_target(const PlanConfig& c, const CostModel& costs, const Shares& shares, bool decode,
                       const std::vector<PlannedTile>& tiles) {
-    const int64_t fair = fair_share(c, costs, totals, decode, ctas);
-    for (int i = 0; i < kNumWaveTargets && fits_one_wave(c, totals.tiles[decode], ctas); ++i) {
-        const int64_t target = wave_target(fair, i);
+    for (int i = 0; i < kNumWaveTargets && shares.may_be_wave[decode]; ++i) {
+        const int32_t target = wave_target(costs, shares.fair_share[decode], decode, i);
         int64_t pieces = 0;
         for (const PlannedTile& t : tiles)
             if (t.decode == decode) pieces += splits_of(c, t.cost, t.blocks(), target);
-        if (fits_one_wave(c, pieces, ctas)) return target;
+        if (fits_one_wave(c, pieces, shares.ctas[decode])) return target;
     }
-    return queue_target(costs, fair, decode);
+    return queue_target(costs, shares.fair_share[decode], decode);
 }
 
 }  // namespace
@@ -81,23 +80,25 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
         header.q_end = seqs.back().q_begin + seqs.back().q_len;
     }
 
+    const TileShape shape = tile_shape(c);
     std::vector<PlannedTile> tiles;
     Totals totals{};
     for (int32_t i = 0; i < c.max_seqs; ++i) {
-        const bool decode = is_decode(c, seqs[i].q_len);
-        for (int32_t t = 0; t < num_tiles(c, seqs[i].q_len); ++t) {
-            const Tile tile = tile_at(c, seqs[i].q_len, seqs[i].kv_len, t);
+        const bool decode = is_decode(shape, seqs[i].q_len);
+        for (int32_t t = 0; t < num_tiles(shape, seqs[i].q_len); ++t) {
+            const Tile tile = tile_at(c, shape, seqs[i].q_len, seqs[i].kv_len, t);
             const int32_t cost = item_cost(costs, decode, tile.blocks.end - tile.blocks.begin);
             tiles.push_back({i, t, tile, decode, cost});
             totals.cost[decode] += cost;
             totals.tiles[decode] += 1;
         }
     }
-    header.num_front_ctas = front_ctas(c, costs, totals);
+    const Shares shares = share_ctas(c, costs, totals);
+    header.num_front_ctas = shares.front_ctas;
 
-    int64_t targets[2];
+    int32_t targets[2];
     for (const bool decode : {false, true})
-        targets[decode] = choose_target(c, costs, totals, decode, ctas_of(c, header.num_front_ctas, decode), tiles);
+        targets[decode] = choose_target(c, costs, shares, decode, tiles);
     int32_t pieces[2] = {};
     for (PlannedTile& t : tiles) {
         const int32_t splits = splits_of(c, t.cost, t.blocks(), targets[t.decode]);
@@ -120,8 +121,8 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
     auto* items = reinterpret_cast<WorkItem*>(static_cast<char*>(plan) + plan_layout(c).items);
     for (const PlannedTile* t : order) {
         for (int32_t s = 0; s < t->num_splits; ++s)
-            items[header.num_items++] =
-                make_item(c, costs, t->seq, seqs[t->seq], t->index, t->tile, s, t->num_splits, t->first_piece);
+            items[header.num_items++] = make_item(c, costs, t->seq, seqs[t->seq], t->decode, t->index, t->tile, s,
+                                                  t->num_splits, t->first_piece);
         if (!t->decode) header.num_front_items = header.num_items;
     }
     std::memcpy(plan, &header, sizeof header);

@@ -60,6 +60,13 @@ inline constexpr KernelConfig kKernelTable[kNumKernels] = {
      32, 1, 2000, 1000, 2000, 1000, 57},
 };
 
+constexpr bool blocks_are_powers_of_two() {
+    for (const KernelConfig& row : kKernelTable)
+        if ((row.block_n & (row.block_n - 1)) != 0) return false;
+    return true;
+}
+static_assert(blocks_are_powers_of_two());
+
 inline constexpr int32_t kCpuWorkers = 16;  // what CPU plans are balanced for; fixed, so that they are reproducible
 
 inline constexpr int32_t kDefaultNumSplits = 64;  // num_splits = 0

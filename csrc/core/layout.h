@@ -47,14 +47,14 @@ VARATTN_HD constexpr int32_t max_items(const PlanConfig& c) {
 
 VARATTN_HD constexpr int64_t max_tasks(const PlanConfig& c) { return int64_t{max_items(c)} * c.num_heads_kv; }
 
-// Words of planner scratch: for each sequence, for each tile, for each piece of a split tile (see cuda/planner.cu).
-inline constexpr int kSeqScratchWords = 5, kTileScratchWords = 12, kPieceScratchWords = 2;
+// Words of planner scratch: for each sequence, for each tile (see cuda/planner.cu).
+inline constexpr int kSeqScratchWords = 5, kTileScratchWords = 8;
 
 struct PlanLayout {
     int64_t items;   // WorkItem[max_items]
-    int64_t seqs;    // scratch: int32 (kSeqScratchWords, max_seqs)
+    int64_t seqs;    // scratch: int32 (max_seqs, 4), int32 (max_seqs)
     int64_t tiles;   // scratch: int32 (max_tiles, kTileScratchWords)
-    int64_t pieces;  // scratch: int32 (max_pieces of both kinds, kPieceScratchWords)
+    int64_t order;   // scratch: int32 (max_items): the tile of each item
     int64_t bytes;
 };
 
@@ -63,9 +63,8 @@ VARATTN_HD constexpr PlanLayout plan_layout(const PlanConfig& c) {
     l.items = sizeof(PlanHeader);
     l.seqs = l.items + int64_t{max_items(c)} * static_cast<int64_t>(sizeof(WorkItem));
     l.tiles = l.seqs + round_up<int64_t>(int64_t{kSeqScratchWords} * c.max_seqs * 4, 64);
-    l.pieces = l.tiles + round_up<int64_t>(int64_t{kTileScratchWords} * max_tiles(c) * 4, 64);
-    const int64_t pieces = int64_t{max_pieces(c, false)} + max_pieces(c, true);
-    l.bytes = l.pieces + round_up<int64_t>(pieces * kPieceScratchWords * 4, 64);
+    l.order = l.tiles + round_up<int64_t>(int64_t{kTileScratchWords} * max_tiles(c) * 4, 64);
+    l.bytes = l.order + round_up<int64_t>(int64_t{max_items(c)} * 4, 64);
     return l;
 }
 

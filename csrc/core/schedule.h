@@ -2,6 +2,7 @@
 // Host planner (core/host_planner.cpp) and device planners evaluate these same functions, so their plans are equal.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "core/host_device.h"
@@ -38,14 +39,35 @@ VARATTN_HD constexpr Range visible_keys(const PlanConfig& c, int32_t q_len, int3
     return {begin, max_of(begin, end)};
 }
 
-VARATTN_HD constexpr bool is_decode(const PlanConfig& c, int32_t q_len) {
-    return int64_t{q_len} * group_size(c) <= c.tile_rows_decode;
+VARATTN_HD constexpr int32_t log2_floor(uint32_t x) {
+#ifdef __CUDA_ARCH__
+    return 31 - __clz(x);
+#else
+    return std::bit_width(x) - 1;
+#endif
 }
 
-VARATTN_HD constexpr int32_t num_tiles(const PlanConfig& c, int32_t q_len) {
+// What tiles follow from, divided out once.
+struct TileShape {
+    int32_t group;
+    int32_t rows, tokens;  // of a prefill tile; tokens 0: a group fills more than one tile
+    int32_t decode_rows;
+    int32_t block_n_log2;
+};
+
+VARATTN_HD constexpr TileShape tile_shape(const PlanConfig& c) {
+    const int32_t group = group_size(c), tokens = c.tile_rows / group;
+    return {group, tokens > 0 ? tokens * group : c.tile_rows, tokens, c.tile_rows_decode, log2_floor(c.block_n)};
+}
+
+VARATTN_HD constexpr bool is_decode(const TileShape& shape, int32_t q_len) {
+    return int64_t{q_len} * shape.group <= shape.decode_rows;
+}
+
+VARATTN_HD constexpr int32_t num_tiles(const TileShape& shape, int32_t q_len) {
+    if (is_decode(shape, q_len)) return q_len > 0;
     if (q_len == 0) return 0;
-    if (is_decode(c, q_len)) return 1;
-    return ceil_div(q_len * group_size(c), rows_per_tile(c));
+    return shape.tokens > 0 ? ceil_div(q_len, shape.tokens) : ceil_div(q_len * shape.group, shape.rows);
 }
 
 struct Tile {
@@ -53,22 +75,27 @@ struct Tile {
     Range blocks;  // KV blocks that any of its rows sees
 };
 
-VARATTN_HD constexpr Tile tile_at(const PlanConfig& c, int32_t q_len, int32_t kv_len, int32_t index) {
-    int32_t group = group_size(c), rows = q_len * group;
+VARATTN_HD constexpr Tile tile_at(const PlanConfig& c, const TileShape& shape, int32_t q_len, int32_t kv_len,
+                                  int32_t index) {
     Tile tile{};
-    tile.rows = {0, rows};
-    if (!is_decode(c, q_len)) {
-        tile.rows.begin = index * rows_per_tile(c);
-        tile.rows.end = min_of(rows, tile.rows.begin + rows_per_tile(c));
+    tile.rows = {0, q_len * shape.group};
+    Range tokens{0, q_len};
+    if (!is_decode(shape, q_len)) {
+        tile.rows.begin = index * shape.rows;
+        tile.rows.end = min_of(tile.rows.end, tile.rows.begin + shape.rows);
+        if (shape.tokens > 0)
+            tokens = {index * shape.tokens, min_of(q_len, (index + 1) * shape.tokens)};
+        else
+            tokens = {tile.rows.begin / shape.group, (tile.rows.end - 1) / shape.group + 1};
     }
-    int32_t begin = visible_keys(c, q_len, kv_len, tile.rows.begin / group).begin;
-    int32_t end = visible_keys(c, q_len, kv_len, (tile.rows.end - 1) / group).end;
-    if (begin < end) tile.blocks = {begin / c.block_n, ceil_div(end, c.block_n)};
+    const int32_t begin = visible_keys(c, q_len, kv_len, tokens.begin).begin;
+    const int32_t end = visible_keys(c, q_len, kv_len, tokens.end - 1).end;
+    if (begin < end) tile.blocks = {begin >> shape.block_n_log2, ((end - 1) >> shape.block_n_log2) + 1};
     return tile;
 }
 
 VARATTN_HD constexpr int32_t item_cost(const CostModel& m, bool decode, int32_t blocks) {
-    int64_t cost = decode ? m.item_decode + int64_t{blocks} * m.block_decode : m.item + int64_t{blocks} * m.block;
+    const int64_t cost = int64_t{blocks} * (decode ? m.block_decode : m.block) + (decode ? m.item_decode : m.item);
     return static_cast<int32_t>(min_of<int64_t>(cost, 0x7fffffff));
 }
 
@@ -82,20 +109,46 @@ struct Totals {  // of all tiles, for one KV head: prefill, decode
     int32_t tiles[2];
 };
 
-// CTAs that start at the front of the queue, at least one at either end that has work.
-VARATTN_HD constexpr int32_t front_ctas(const PlanConfig& c, const CostModel& m, const Totals& t) {
-    if (t.tiles[1] == 0) return c.num_ctas;
-    if (t.tiles[0] == 0) return 0;
-    const int64_t prefill = t.cost[0] * c.num_heads_kv, decode = t.cost[1] * c.num_heads_kv;
-    const int64_t time =
-        max_of(ceil_div<int64_t>(decode, m.streaming_ctas), ceil_div<int64_t>(prefill + decode, c.num_ctas));
-    const int64_t least = (prefill + time / 2) / time, most = c.num_ctas - ceil_div(decode, time);
-    return static_cast<int32_t>(clamp<int64_t>((least + most) / 2, 1, max_of(c.num_ctas - 1, 1)));
+VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces, int32_t ctas) {
+    return pieces * c.num_heads_kv <= ctas;
 }
 
-// CTAs that an end of the queue is planned for.
-VARATTN_HD constexpr int32_t ctas_of(const PlanConfig& c, int32_t front, bool decode) {
-    return max_of(decode ? c.num_ctas - front : front, 1);
+struct Shares {
+    int32_t front_ctas;
+    int32_t ctas[2];        // that an end of the queue is planned for
+    int32_t fair_share[2];  // average load of these
+    bool may_be_wave[2];    // every tile can have a CTA of its own
+};
+
+inline constexpr int kLeastPieceItems = 3;  // a piece's cost is worth this many times an item's fixed cost
+
+VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const CostModel& m, const Totals& t) {
+    uint64_t cost[2] = {};
+    for (int kind = 0; kind < 2; ++kind)
+        cost[kind] = static_cast<uint64_t>(t.cost[kind]) * c.num_heads_kv;
+    // In 32 bits, as 64-bit divisions are slow on a GPU.
+    const uint64_t all = cost[0] + cost[1];
+    const int32_t shift = all >> 31 == 0 ? 0 : log2_floor(static_cast<uint32_t>(all >> 31)) + 1;
+    const auto prefill = static_cast<uint32_t>(cost[0] >> shift), decode = static_cast<uint32_t>(cost[1] >> shift);
+    const uint32_t ctas = c.num_ctas;
+
+    Shares s{};
+    s.front_ctas = c.num_ctas;
+    if (t.tiles[0] == 0 && t.tiles[1] > 0) s.front_ctas = 0;
+    if (t.tiles[0] > 0 && t.tiles[1] > 0) {
+        const uint32_t time = max_of(ceil_div<uint32_t>(decode, m.streaming_ctas), ceil_div(prefill + decode, ctas));
+        const auto least = static_cast<int32_t>((prefill + time / 2) / time);
+        const int32_t most = c.num_ctas - static_cast<int32_t>(ceil_div(decode, time));
+        // At least one at either end.
+        s.front_ctas = clamp((least + most) / 2, 1, max_of(c.num_ctas - 1, 1));
+    }
+    for (int kind = 0; kind < 2; ++kind) {
+        s.ctas[kind] = max_of(kind == 1 ? c.num_ctas - s.front_ctas : s.front_ctas, 1);
+        const uint64_t fair = uint64_t{ceil_div<uint32_t>(kind == 1 ? decode : prefill, s.ctas[kind])} << shift;
+        s.fair_share[kind] = static_cast<int32_t>(min_of<uint64_t>(fair, 0x7fffffff));
+        s.may_be_wave[kind] = t.tiles[kind] > 0 && fits_one_wave(c, t.tiles[kind], s.ctas[kind]);
+    }
+    return s;
 }
 
 // ---- Splitting -------------------------------------------------------------------------------------------------------
@@ -103,31 +156,24 @@ VARATTN_HD constexpr int32_t ctas_of(const PlanConfig& c, int32_t front, bool de
 // If pieces of the fair share, or of little more, make one wave (every CTA has one piece at most), that is the target: few
 // pieces, which end together. Otherwise half the fair share: pieces small enough for a longest-first queue to balance.
 
-inline constexpr int kNumWaveTargets = 6;   // fair share * (1 + i / 32)
-inline constexpr int kLeastPieceItems = 3;  // a piece's cost is worth this many times an item's fixed cost
+inline constexpr int kNumWaveTargets = 6;  // fair share * (1 + i / 32)
 
-VARATTN_HD constexpr int64_t least_piece(const CostModel& m, bool decode) {
-    return int64_t{kLeastPieceItems} * (decode ? m.item_decode : m.item);
+VARATTN_HD constexpr int32_t least_piece(const CostModel& m, bool decode) {
+    return kLeastPieceItems * (decode ? m.item_decode : m.item);
 }
 
-VARATTN_HD constexpr int64_t fair_share(const PlanConfig& c, const CostModel& m, const Totals& t, bool decode,
-                                        int32_t ctas) {
-    return max_of<int64_t>(least_piece(m, decode), ceil_div<int64_t>(t.cost[decode] * c.num_heads_kv, ctas));
+VARATTN_HD constexpr int32_t wave_target(const CostModel& m, int32_t fair_share, bool decode, int i) {
+    const int64_t fair = max_of(least_piece(m, decode), fair_share);
+    return static_cast<int32_t>(min_of<int64_t>(fair + (fair + 31) / 32 * i, 0x7fffffff));
 }
 
-VARATTN_HD constexpr int64_t wave_target(int64_t fair, int i) { return fair + ceil_div<int64_t>(fair, 32) * i; }
-
-VARATTN_HD constexpr int64_t queue_target(const CostModel& m, int64_t fair, bool decode) {
-    return max_of<int64_t>(least_piece(m, decode), ceil_div<int64_t>(fair, 2));
+VARATTN_HD constexpr int32_t queue_target(const CostModel& m, int32_t fair_share, bool decode) {
+    return max_of(least_piece(m, decode), fair_share / 2 + fair_share % 2);
 }
 
-VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces, int32_t ctas) {
-    return pieces * c.num_heads_kv <= ctas;
-}
-
-VARATTN_HD constexpr int32_t splits_of(const PlanConfig& c, int32_t cost, int32_t blocks, int64_t target) {
+VARATTN_HD constexpr int32_t splits_of(const PlanConfig& c, int32_t cost, int32_t blocks, int32_t target) {
     if (c.num_splits == 1 || c.batch_invariant || blocks < 2 || cost <= target) return 1;
-    uint32_t pieces = ceil_div(static_cast<uint32_t>(cost), static_cast<uint32_t>(target));
+    const uint32_t pieces = ceil_div(static_cast<uint32_t>(cost), static_cast<uint32_t>(target));
     return static_cast<int32_t>(min_of<uint32_t>(pieces, min_of(c.num_splits, blocks)));
 }
 
@@ -147,17 +193,15 @@ inline constexpr int kNumOrderKeys = 512;
 
 // Eight buckets per power of two, 0..255.
 VARATTN_HD constexpr int32_t cost_bucket(int32_t cost) {
-    uint32_t x = static_cast<uint32_t>(max_of(cost, 1));
-    int32_t exponent = 0;
-    for (int32_t step = 16; step > 0; step /= 2)
-        if (x >> (exponent + step)) exponent += step;
-    int32_t fraction = exponent >= 3 ? (x >> (exponent - 3)) & 7 : (x << (3 - exponent)) & 7;
+    const uint32_t x = static_cast<uint32_t>(max_of(cost, 1));
+    const int32_t exponent = log2_floor(x), fraction = (exponent >= 3 ? x >> (exponent - 3) : x << (3 - exponent)) & 7;
     return exponent * 8 + fraction;
 }
 
 // Of a tile: all its pieces share the key of its largest piece.
 VARATTN_HD constexpr int32_t order_key(const CostModel& m, bool decode, int32_t blocks, int32_t num_splits) {
-    int32_t bucket = cost_bucket(item_cost(m, decode, ceil_div(blocks, num_splits)));
+    const int32_t largest = num_splits == 1 ? blocks : ceil_div(blocks, num_splits);
+    const int32_t bucket = cost_bucket(item_cost(m, decode, largest));
     return decode ? 256 + bucket : 255 - bucket;
 }
 
@@ -172,11 +216,10 @@ VARATTN_HD constexpr int32_t split_tile_of(const PlanConfig& c, bool decode, int
 }
 
 VARATTN_HD constexpr WorkItem make_item(const PlanConfig& c, const CostModel& m, int32_t seq, const SequenceShape& s,
-                                        int32_t tile_index, const Tile& tile, int32_t split, int32_t num_splits,
-                                        int32_t first_piece) {
+                                        bool decode, int32_t tile_index, const Tile& tile, int32_t split,
+                                        int32_t num_splits, int32_t first_piece) {
     WorkItem w{};
-    Range blocks = split_blocks(tile.blocks, split, num_splits);
-    bool decode = is_decode(c, s.q_len);
+    const Range blocks = split_blocks(tile.blocks, split, num_splits);
     w.seq = seq;
     w.q_begin = s.q_begin;
     w.q_len = s.q_len;
