@@ -21,6 +21,11 @@ struct RingPosition {
         stage = at % kStages;
         round ^= at / kStages & 1;
     }
+    __device__ __forceinline__ RingPosition next() const {
+        RingPosition after = *this;
+        after.advance();
+        return after;
+    }
     // Parity to wait for on a full barrier (this round's fill), and on an empty one (the last round's release).
     __device__ __forceinline__ uint32_t full_parity() const { return round; }
     __device__ __forceinline__ uint32_t empty_parity() const { return round ^ 1; }

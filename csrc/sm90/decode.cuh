@@ -82,7 +82,8 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
 
         if (p.score_scale != 0.f)
 #pragma unroll
-            for (int x = 0; x < kTiles * 8; ++x) s[x / 4][x % 4] = tanh_fast(s[x / 4][x % 4] * p.score_scale);
+            for (int x = 0; x < kTiles * 8; ++x)
+                s[x / 4][x % 4] = tanh_fast(s[x / 4][x % 4] * p.score_scale);
         if (block >= whole_end || block < whole_begin)
 #pragma unroll
             for (int x = 0; x < kTiles * 8; ++x) {
@@ -95,7 +96,8 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
         for (int h = 0; h < 2; ++h) {
             float m = s[0][h * 2];
 #pragma unroll
-            for (int x = 1; x < kTiles * 4; ++x) m = fmaxf(m, s[x / 2][h * 2 + x % 2]);
+            for (int x = 1; x < kTiles * 4; ++x)
+                m = fmaxf(m, s[x / 2][h * 2 + x % 2]);
             m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
             m = fmaxf(top[h], fmaxf(m, __shfl_xor_sync(~0u, m, 2)));
             offset[h] = m == -INFINITY ? 0.f : m * p.scale_log2;
@@ -111,7 +113,8 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
         }
         if (__any_sync(~0u, rescale[0] != 1.f || rescale[1] != 1.f))  // a factor of 1 changes no bits
 #pragma unroll
-            for (int x = 0; x < C::kDim / 2; ++x) o[x / 4][x % 4] *= rescale[x / 2 % 2];
+            for (int x = 0; x < C::kDim / 2; ++x)
+                o[x / 4][x % 4] *= rescale[x / 2 % 2];
 
         wait_full(v_at);
         uint8_t* const v = sm.kv[v_at.stage];
@@ -176,7 +179,8 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
             const int r = i / (kHalf / 2), c = i % (kHalf / 2) * 2, column = half * kHalf + c;
             float m = -INFINITY, total = 0.f;
 #pragma unroll
-            for (int x = 0; x < kConsumerWarps; ++x) m = fmaxf(m, sm.decode_max[x][r]);
+            for (int x = 0; x < kConsumerWarps; ++x)
+                m = fmaxf(m, sm.decode_max[x][r]);
             const float offset = m == -INFINITY ? 0.f : m * p.scale_log2;
             float2 acc{0.f, 0.f};
 #pragma unroll

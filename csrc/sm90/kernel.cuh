@@ -34,18 +34,17 @@ __device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int 
     for (;;) {
         mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());
         const bool done = sm.items[slot.stage].head_kv < 0;
-        const Work w = read_work<C>(p, sm.items[slot.stage]);
+        Work w = read_work<C>(p, sm.items[slot.stage]);
         if (done) break;
-        // Or the compiler would compute every address that depends on the thread alone before the loop, and spill them.
-        asm volatile("" : "+r"(thread));
+        const int here = opaque(thread);
         if (w.num_rows > 0) {
             if (w.num_blocks == 0)
-                write_empty<C>(p, w, thread);
+                write_empty<C>(p, w, here);
             else if (C::kHasDecode && w.decode)
-                attend_decode<C>(p, sm, w, kv, q_slot, wg, thread);
+                attend_decode<C>(p, sm, w, kv, q_slot, wg, here);
             else
-                attend_prefill<C>(p, sm, w, kv, q_slot, wg, thread);
-            if (w.item->num_splits > 1) merge_if_last<C>(p, sm, w, thread);
+                attend_prefill<C>(p, sm, w, kv, q_slot, slot, wg, here);
+            if (w.item->num_splits > 1) merge_if_last<C>(p, sm, w, here);
         }
         __syncwarp();
         if (thread % 32 == 0) mbarrier_arrive(&sm.item_empty[slot.stage]);
@@ -66,12 +65,12 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const __grid_con
             mbarrier_init(&sm.q_empty[i], kConsumerWarps);
         }
         for (int i = 0; i < C::kStages; ++i) {
-            mbarrier_init(&sm.kv_full[i], kProducerWarps);
+            mbarrier_init(&sm.kv_full[i], 1);
             mbarrier_init(&sm.kv_empty[i], kConsumerWarps);
         }
         for (int i = 0; i < kItemSlots; ++i) {
             mbarrier_init(&sm.item_full[i], 1);
-            mbarrier_init(&sm.item_empty[i], kConsumerWarps + kProducerWarps);
+            mbarrier_init(&sm.item_empty[i], kConsumerWarps + num_producer_warps<C>(p));
         }
         mbarrier_init_fence();
         fence_async_proxy();

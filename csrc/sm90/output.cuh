@@ -33,6 +33,13 @@ __device__ __forceinline__ float tanh_fast(float x) {
     return 1.f - __fdividef(2.f, exp2_approx(x * (2.f * kLog2e)) + 1.f);
 }
 
+// The same number, but the compiler does not know it: or it would compute every address that depends on the thread alone
+// before the loop over items, and spill them.
+__device__ __forceinline__ int opaque(int thread) {
+    asm volatile("" : "+r"(thread));
+    return thread;
+}
+
 template <class C>
 __device__ __forceinline__ typename C::T* out_row(const LaunchParams& p, const RowAddress& at) {
     return static_cast<typename C::T*>(p.a.out) + at.q_row * p.a.out_row_stride + at.head_q * p.a.out_head_stride;
@@ -67,7 +74,8 @@ struct Partials {
         const int64_t row = w.head_kv * l.partial_rows + w.item->partial_row;
         lse = reinterpret_cast<float*>(base + l.partial_lse) + row;
         out = reinterpret_cast<float*>(base + l.partial_out) + row * p.a.config.head_dim_v;
-        arrivals = reinterpret_cast<uint32_t*>(base + l.arrivals) + w.item->split_tile * p.a.config.num_heads_kv + w.head_kv;
+        arrivals =
+            reinterpret_cast<uint32_t*>(base + l.arrivals) + w.item->split_tile * p.a.config.num_heads_kv + w.head_kv;
     }
 };
 
@@ -91,21 +99,25 @@ __device__ void merge_if_last(const LaunchParams& p, SharedMemory<C>& sm, const 
     const int warp = thread / 32, lane = thread % 32, dim = p.a.config.head_dim_v;
     for (int row = warp; row < w.num_rows; row += kConsumerWarps) {
         float top = -INFINITY, sum = 0.f;
-        for (int s = lane; s < num_splits; s += 32) top = fmaxf(top, __ldcg(partials.lse + s * split_rows + row));
+        for (int s = lane; s < num_splits; s += 32)
+            top = fmaxf(top, __ldcg(partials.lse + s * split_rows + row));
 #pragma unroll
-        for (int x = 16; x; x /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, x));
+        for (int x = 16; x; x /= 2)
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, x));
         const RowAddress at = row_address(p, w, row);
         typename C::T* out = out_row<C>(p, at);
         if (top == -INFINITY) {
             const Denominator d = finish_row(p, at.head_q, 0.f, 0.f, true);
-            for (int c = lane * 2; c < dim; c += 64) *reinterpret_cast<uint32_t*>(out + c) = 0;
+            for (int c = lane * 2; c < dim; c += 64)
+                *reinterpret_cast<uint32_t*>(out + c) = 0;
             if (lane == 0) write_lse(p, at, d.lse);
             continue;
         }
         float acc[C::kDim / 32] = {};
         for (int first = 0; first < num_splits; first += 32) {
             const int s = first + lane;
-            const float mine = s < num_splits ? exp2f((__ldcg(partials.lse + s * split_rows + row) - top) * kLog2e) : 0.f;
+            const float mine =
+                s < num_splits ? exp2f((__ldcg(partials.lse + s * split_rows + row) - top) * kLog2e) : 0.f;
 #pragma unroll 4
             for (int i = 0; i < min_of(32, num_splits - first); ++i) {
                 const float weight = __shfl_sync(~0u, mine, i);
@@ -142,11 +154,13 @@ __device__ void write_empty(const LaunchParams& p, const Work& w, int thread) {
         if (w.item->num_splits > 1) {
             const Partials partials(p, w);
             const int64_t r = int64_t{w.item->split} * tile_rows(*w.item) + row;
-            for (int c = lane; c < dim; c += 32) partials.out[r * dim + c] = 0.f;
+            for (int c = lane; c < dim; c += 32)
+                partials.out[r * dim + c] = 0.f;
             if (lane == 0) partials.lse[r] = -INFINITY;
         } else {
             const RowAddress at = row_address(p, w, row);
-            for (int c = lane * 2; c < dim; c += 64) *reinterpret_cast<uint32_t*>(out_row<C>(p, at) + c) = 0;
+            for (int c = lane * 2; c < dim; c += 64)
+                *reinterpret_cast<uint32_t*>(out_row<C>(p, at) + c) = 0;
             if (lane == 0) write_lse(p, at, finish_row(p, at.head_q, 0.f, 0.f, true).lse);
         }
     }
@@ -164,7 +178,8 @@ __device__ void write_padding(const LaunchParams& p, int q_begin, int q_end, int
     for (int64_t i = warp; i < rows; i += static_cast<int64_t>(gridDim.x) * kConsumerWarps) {
         RowAddress at{static_cast<int32_t>(i / num_heads), static_cast<int32_t>(i % num_heads)};
         if (at.q_row >= q_begin) at.q_row += q_end - q_begin;
-        for (int c = lane * 2; c < dim; c += 64) *reinterpret_cast<uint32_t*>(out_row<C>(p, at) + c) = 0;
+        for (int c = lane * 2; c < dim; c += 64)
+            *reinterpret_cast<uint32_t*>(out_row<C>(p, at) + c) = 0;
         if (lane == 0) write_lse(p, at, -INFINITY);
     }
 }

@@ -1,6 +1,7 @@
-// The producer warpgroup: four warps that pop work items and keep the rings of Q, K and V full.
-// Warp 0 is the scheduler as well. Warps 0 and 1 copy K, warps 2 and 3 copy V: small boxes are bound by issue, and one
-// elected lane in each of four warps issues twice as many as one warp's lanes.
+// The producer warpgroup: up to four warps that pop work items and keep the rings of Q, K and V full.
+// Warp 0 is the scheduler as well. Each warp copies its share of the boxes of every block: small boxes are bound by
+// issue, and one elected lane in each of four warps issues twice as many as one warp's lanes. With fewer boxes there are
+// fewer warps, since a waiting warp takes issue slots and power from the products.
 #pragma once
 
 #include "core/layout.h"
@@ -23,17 +24,23 @@ struct Scheduler {
     const PlanHeader* header;
     const WorkItem* items;
     QueueState* queue;
-    uint32_t num_tasks;
+    uint32_t num_tasks, num_front_items;
     bool from_front;
     unsigned long long popped;  // in flight
-    uint32_t task;              // of `words`
+    bool any;                   // there is a next item
+    int32_t head_kv;            // of the next item
     int32_t words;              // word `lane` of the next item
     RingPosition<kItemSlots> slot;
 
     __device__ Scheduler(const LaunchParams& p, SharedMemory<C>& sm, int lane)
-        : p(p), sm(sm), lane(lane), header(static_cast<const PlanHeader*>(p.a.plan)),
+        : p(p),
+          sm(sm),
+          lane(lane),
+          header(static_cast<const PlanHeader*>(p.a.plan)),
           items(reinterpret_cast<const WorkItem*>(static_cast<const char*>(p.a.plan) + plan_layout(p.a.config).items)),
-          queue(static_cast<QueueState*>(p.a.workspace)), num_tasks(header->num_items * p.a.config.num_heads_kv),
+          queue(static_cast<QueueState*>(p.a.workspace)),
+          num_tasks(header->num_items * p.a.config.num_heads_kv),
+          num_front_items(header->num_front_items),
           from_front(static_cast<int>(blockIdx.x) < header->num_front_ctas) {
         pop();
         fetch();
@@ -46,17 +53,34 @@ struct Scheduler {
     __device__ __forceinline__ void fetch() {
         const unsigned long long at = __shfl_sync(~0u, popped, 0);
         const uint32_t front = static_cast<uint32_t>(at), back = static_cast<uint32_t>(at >> 32);
-        task = front + back >= num_tasks ? num_tasks : from_front ? front : num_tasks - 1 - back;
-        if (task < num_tasks && lane < 16)
-            words = reinterpret_cast<const int32_t*>(items + task / p.a.config.num_heads_kv)[lane];
+        any = front + back < num_tasks;
+        if (!any) return;
+        const uint32_t item = locate(from_front ? front : num_tasks - 1 - back);
+        if (lane < 16) words = reinterpret_cast<const int32_t*>(items + item)[lane];
+    }
+    // The item of a task; sets head_kv. The heads of a decode item are neighbours in the queue, since their keys are
+    // neighbours in memory. Prefill items come in sections of as few heads as fill the GPU twice, so that the tiles that
+    // run at a time share their keys through the L2.
+    __device__ __forceinline__ uint32_t locate(uint32_t task) {
+        const uint32_t num_heads = p.a.config.num_heads_kv;
+        uint32_t first_head = 0, heads = num_heads;
+        if (task < num_front_items * num_heads) {
+            const uint32_t wanted = min_of<uint32_t>(ceil_div(2 * gridDim.x, num_front_items), num_heads);
+            const uint32_t section = task / (num_front_items * wanted);
+            first_head = section * wanted;
+            heads = min_of(wanted, num_heads - first_head);
+            task -= num_front_items * first_head;
+        }
+        head_kv = static_cast<int32_t>(first_head + task % heads);
+        return task / heads;
     }
     // Publishes the next item, or the end. Returns whether there was one.
     __device__ __forceinline__ bool publish() {
-        const bool any = task < num_tasks;
+        const bool published = any;
         mbarrier_wait(&sm.item_empty[slot.stage], slot.empty_parity());
         ItemSlot& to = sm.items[slot.stage];
         if (lane < 16) reinterpret_cast<int32_t*>(&to.item)[lane] = words;
-        if (lane == 0) to.head_kv = any ? static_cast<int32_t>(task % p.a.config.num_heads_kv) : -1;
+        if (lane == 0) to.head_kv = any ? head_kv : -1;
         __syncwarp();
         if (lane == 0) mbarrier_arrive(&sm.item_full[slot.stage]);
         slot.advance();
@@ -64,7 +88,7 @@ struct Scheduler {
             fetch();
             pop();
         }
-        return any;
+        return published;
     }
     // The last CTA to leave restores the queue.
     __device__ __forceinline__ void leave() {
@@ -96,27 +120,12 @@ __device__ __forceinline__ BoxStart find_box(const LaunchParams& p, const Work& 
     return {page, key - index * p.a.page_size};
 }
 
-// Copies this warp's share of one K or V block into a stage. `start`: lane i's box start of boxes [chunk, chunk + 32).
-template <class C>
-__device__ __forceinline__ void copy_boxes(const LaunchParams& p, const Work& w, const CUtensorMap* map,
-                                           const CUtensorMap* whole, uint32_t stage, uint64_t* full, bool use_whole,
-                                           const BoxStart& start, int chunk, int begin, int end) {
-#pragma unroll 8
-    for (int i = begin; i < end; ++i) {
-        const int page = __shfl_sync(~0u, start.page, i - chunk), row = __shfl_sync(~0u, start.row, i - chunk);
-        if (elect_one()) {
-            if (use_whole) {
-                tma_load_5d(stage + i * p.box_rows * C::kParts * 128, whole, full, 0, row, 0, w.head_kv, page);
-            } else {
-#pragma unroll
-                for (int part = 0; part < C::kParts; ++part)
-                    tma_load_4d(stage + part * C::kKvPartBytes + i * p.box_rows * 128, map, full, part * kPartDims, row,
-                                w.head_kv, page);
-            }
-        }
-        __syncwarp();
-    }
-}
+// A KV block as a warp copies it: lane i holds the start of the warp's box i.
+struct BlockSource {
+    BoxStart start;
+    int32_t head_kv;
+    bool whole;  // copy all 64-dim parts of a box at once
+};
 
 template <class C>
 __device__ __forceinline__ void load_q(const LaunchParams& p, SharedMemory<C>& sm, const Work& w,
@@ -137,43 +146,61 @@ __device__ __forceinline__ void load_q(const LaunchParams& p, SharedMemory<C>& s
 
 template <class C>
 __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, int lane) {
-    const bool is_scheduler = warp == 0, is_v = warp >= 2, announces = warp % 2 == 0;
-    const CUtensorMap* map = is_v ? &p.v : &p.k;
-    const CUtensorMap* whole = is_v ? &p.v_whole : &p.k_whole;
-    const int num_boxes = C::kBlockN / p.box_rows;
-    // Boxes of this warp: half of them, unless there is only one.
-    const int first_box = num_boxes == 1 ? 0 : warp % 2 * num_boxes / 2;
-    const int last_box = num_boxes == 1 ? 1 - warp % 2 : first_box + num_boxes / 2;
+    const bool is_scheduler = warp == 0;
+    const int num_boxes = C::kBlockN / p.box_rows, num_warps = num_producer_warps<C>(p);
+    if (warp >= num_warps) return;
+    const int boxes = num_boxes / num_warps, first_box = warp * boxes;  // of this warp: at most 32
 
     RingPosition<C::kStages> kv;
     RingPosition<C::kQSlots> q_slot;
     RingPosition<kItemSlots> slot;
+
+    // Copies this warp's share of a K or V block into the next stage. Warp 0 announces the bytes of all.
+    auto copy = [&](const BlockSource& from, const CUtensorMap* map, const CUtensorMap* whole_map) {
+        uint64_t* full = &sm.kv_full[kv.stage];
+        mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity());
+        if (is_scheduler && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);
+        const uint32_t stage = smem_address(sm.kv[kv.stage]);
+#pragma unroll 4
+        for (int i = 0; i < boxes; ++i) {
+            const int page = __shfl_sync(~0u, from.start.page, i), row = __shfl_sync(~0u, from.start.row, i);
+            const int offset = (first_box + i) * p.box_rows * 128;
+            if (elect_one()) {
+                if (from.whole) {
+                    tma_load_5d(stage + offset * C::kParts, whole_map, full, 0, row, 0, from.head_kv, page);
+                } else {
+#pragma unroll
+                    for (int part = 0; part < C::kParts; ++part)
+                        tma_load_4d(stage + part * C::kKvPartBytes + offset, map, full, part * kPartDims, row,
+                                    from.head_kv, page);
+                }
+            }
+            __syncwarp();
+        }
+        kv.advance();
+    };
+    // V lags one block behind K, which is the order in which the consumers need them: K0 K1 V0 K2 V1 ...
+    BlockSource late_v;
+    bool has_late_v = false;
+    auto copy_late_v = [&] {
+        if (has_late_v) copy(late_v, &p.v, &p.v_whole);
+        has_late_v = false;
+    };
     auto copy_item = [&](const Work& w) {
         if (is_scheduler) load_q<C>(p, sm, w, q_slot);
-        // Prefill wants 64-dim parts of all keys one after the other; decode takes them box by box.
-        const bool use_whole = p.has_whole && (w.decode || num_boxes == 1);
-        auto box_start = [&](int block, int chunk) {
-            const int box = chunk + lane;
-            return box < num_boxes ? find_box(p, w, block * C::kBlockN + box * p.box_rows) : BoxStart{};
+        auto box_start = [&](int block) {
+            return lane < boxes ? find_box(p, w, block * C::kBlockN + (first_box + lane) * p.box_rows) : BoxStart{};
         };
-        // The ring holds K0 K1 V0 K2 V1 ... V(n-1): the order in which the consumers need them. Every warp waits for every
-        // stage and arrives at it, its own or not: parity cannot tell phase n of a barrier from phase n - 2, so no warp may
-        // skip one or fall behind.
-        int block = w.block_end - 1;  // of this warp's next stage
-        BoxStart next = box_start(block, 0);
-        for (int i = 0; i < 2 * w.num_blocks; ++i, kv.advance()) {
-            const bool holds_v = i == 2 * w.num_blocks - 1 || (i > 0 && i % 2 == 0);
-            mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity());
-            uint64_t* full = &sm.kv_full[kv.stage];
-            if (lane == 0) mbarrier_arrive_expect_bytes(full, announces && holds_v == is_v ? C::kStageBytes : 0);
-            if (holds_v != is_v) continue;
-            const BoxStart start = next;
-            if (block > w.block_end - w.num_blocks) next = box_start(block - 1, 0);
-            const uint32_t stage = smem_address(sm.kv[kv.stage]);
-            for (int chunk = 0; chunk < num_boxes; chunk += 32)
-                copy_boxes<C>(p, w, map, whole, stage, full, use_whole, chunk == 0 ? start : box_start(block, chunk),
-                              chunk, max_of(first_box, chunk), min_of(last_box, chunk + 32));
-            --block;
+        // Prefill wants 64-dim parts of all keys one after the other; decode takes them box by box.
+        const bool whole = p.has_whole && (w.decode || num_boxes == 1);
+        BoxStart next = box_start(w.block_end - 1);
+        for (int block = w.block_end - 1; block >= w.block_end - w.num_blocks; --block) {
+            const BlockSource source{next, w.head_kv, whole};
+            if (block > w.block_end - w.num_blocks) next = box_start(block - 1);
+            copy(source, &p.k, &p.k_whole);
+            copy_late_v();
+            late_v = source;
+            has_late_v = true;
         }
     };
     // `publish` does something in the scheduler warp only.
@@ -184,13 +211,16 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
             const bool done = sm.items[slot.stage].head_kv < 0;
             const Work w = read_work<C>(p, sm.items[slot.stage]);
             if (done) break;
-            if (is_scheduler && w.status && lane == 0)
-                atomicOr(&static_cast<PlanHeader*>(p.a.plan)->status, w.status);
+            if (is_scheduler && w.status && lane == 0) atomicOr(&static_cast<PlanHeader*>(p.a.plan)->status, w.status);
+            const bool chained = is_chained<C>(w);
+            if (!chained) copy_late_v();
             if (w.num_rows > 0 && w.num_blocks > 0) copy_item(w);
+            if (!chained) copy_late_v();
             __syncwarp();
             if (lane == 0) mbarrier_arrive(&sm.item_empty[slot.stage]);
             slot.advance();
         }
+        copy_late_v();
     };
     if (is_scheduler) {
         Scheduler<C> scheduler(p, sm, lane);

@@ -7,11 +7,11 @@
 namespace varattn::sm90 {
 
 struct Work {
-    const WorkItem* item;        // in shared memory until the role releases the slot
+    const WorkItem* item;  // in shared memory until the role releases the slot
     int32_t head_kv;
-    int32_t q_row;               // row of q of packed row 0 of the tile
-    int32_t num_rows;            // packed rows, of tokens that exist in this launch
-    int32_t diagonal;            // key on the diagonal of packed row 0
+    int32_t q_row;     // row of q of packed row 0 of the tile
+    int32_t num_rows;  // packed rows, of tokens that exist in this launch
+    int32_t diagonal;  // key on the diagonal of packed row 0
     int32_t k_begin;
     int32_t key_begin, key_end;  // keys of the sequence that any of its rows may see: outside, memory may hold anything
     int32_t block_end, num_blocks;  // blocks are visited downwards: block_end - 1 first
@@ -43,6 +43,19 @@ __device__ __forceinline__ Work read_work(const LaunchParams& p, const ItemSlot&
     w.block_end = min_of(item.block_end, ceil_div(w.key_end, C::kBlockN));
     w.num_blocks = max_of(w.block_end - item.block_begin, 0);
     return w;
+}
+
+// Whether the item is one of a chain of prefill items: the first keys of the next one are multiplied together with the last
+// values of this one. Both sides of the KV ring go by it.
+template <class C>
+__device__ __forceinline__ bool is_chained(const Work& w) {
+    return C::kQSlots > 1 && !w.decode && w.item->num_splits == 1 && w.num_rows > 0 && w.num_blocks > 0;
+}
+
+// Producer warps that have boxes to copy.
+template <class C>
+__device__ __forceinline__ int num_producer_warps(const LaunchParams& p) {
+    return min_of(kProducerWarps, C::kBlockN / p.box_rows);
 }
 
 // Token of a packed row, relative to the tile's first: row / group.
