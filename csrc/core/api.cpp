@@ -28,18 +28,21 @@ std::string field_text(const PlanConfig& config, int field) {
     return std::to_string(value);
 }
 
-// Collects the checks of one call of make_plan_config.
+// Collects the checks of one call of make_plan_config. It runs in every call of the operator: words are made only for what
+// is refused.
 struct Options {
     const Device& device;
     const PlanOptions& given;
     const char* caller;
 
-    void require(bool ok, ErrorCode code, const char* argument, const std::string& got, const std::string& takes) const {
-        if (!ok) fail(code, caller, argument, got, takes);
+    [[noreturn]] void refuse(ErrorCode code, const char* argument, const std::string& got,
+                             const std::string& takes) const {
+        fail(code, caller, argument, got, takes);
     }
     void require_range(const char* argument, int64_t got, int64_t low, int64_t high) const {
-        require(got >= low && got <= high, ErrorCode::kInvalidArgument, argument, std::to_string(got),
-                std::to_string(low) + " to " + std::to_string(high));
+        if (got < low || got > high)
+            refuse(ErrorCode::kInvalidArgument, argument, std::to_string(got),
+                   std::to_string(low) + " to " + std::to_string(high));
     }
 
     const KernelConfig& choose_kernel(int32_t group, int32_t head_dim_v) const {
@@ -51,30 +54,34 @@ struct Options {
             device_served = true;
             if (takes_dtype(row, given.dtype)) max_head_dim = std::max(max_head_dim, row.max_head_dim);
         }
-        require(device_served, ErrorCode::kUnsupported, "device", device_name(device),
-                "the CPU, or a CUDA device of compute capability 8.0 or newer (environment variable VARATTN_KERNEL may "
-                "exclude it)");
-        require(max_head_dim > 0, ErrorCode::kUnsupported, "dtype", dtype_name(given.dtype),
-                "float16 or bfloat16 on a " + device_name(device));
+        if (!device_served)
+            refuse(ErrorCode::kUnsupported, "device", device_name(device),
+                   "the CPU, or a CUDA device of compute capability 8.0 or newer (environment variable VARATTN_KERNEL "
+                   "may exclude it)");
+        if (max_head_dim == 0)
+            refuse(ErrorCode::kUnsupported, "dtype", dtype_name(given.dtype),
+                   "float16 or bfloat16 on a " + device_name(device));
         const bool cuda = device.type == DeviceType::kCuda;
-        const std::string takes = (cuda ? "a multiple of 8 up to " : "1 to ") + std::to_string(max_head_dim);
+        const auto takes = [&] { return (cuda ? "a multiple of 8 up to " : "1 to ") + std::to_string(max_head_dim); };
         auto require_dim = [&](const char* argument, int32_t got) {
             const bool valid = got >= 1 && (!cuda || got % 8 == 0);
-            require(valid && got <= max_head_dim, valid ? ErrorCode::kUnsupported : ErrorCode::kInvalidArgument,
-                    argument, std::to_string(got), takes);
+            if (!valid || got > max_head_dim)
+                refuse(valid ? ErrorCode::kUnsupported : ErrorCode::kInvalidArgument, argument, std::to_string(got),
+                       takes());
         };
         require_dim("head_dim", head_dim);
         require_dim("head_dim_v", head_dim_v);
         const KernelConfig* kernel = find_kernel(device, given.dtype, group, head_dim, head_dim_v);
-        require(kernel != nullptr, ErrorCode::kUnsupported, "head_dim, head_dim_v",
-                std::to_string(head_dim) + ", " + std::to_string(head_dim_v), takes);
+        if (!kernel)
+            refuse(ErrorCode::kUnsupported, "head_dim, head_dim_v",
+                   std::to_string(head_dim) + ", " + std::to_string(head_dim_v), takes());
         return *kernel;
     }
 
     // -1: unbounded. A bound that no sequence can reach is unbounded too.
     int32_t window(const char* argument, int32_t got) const {
-        require(got >= -1, ErrorCode::kInvalidArgument, argument, std::to_string(got),
-                "a number of keys, or -1 for unbounded");
+        if (got < -1)
+            refuse(ErrorCode::kInvalidArgument, argument, std::to_string(got), "a number of keys, or -1 for unbounded");
         return got >= kMaxLength ? -1 : got;
     }
 };
@@ -95,13 +102,14 @@ Device cpu_device() { return {DeviceType::kCpu, 0, kCpuWorkers}; }
 PlanConfig make_plan_config(const Device& device, const PlanOptions& given, const char* caller) {
     const Options check{device, given, caller};
     const auto dtype = static_cast<int32_t>(given.dtype);
-    check.require(dtype >= 0 && dtype <= static_cast<int32_t>(DType::kBFloat16), ErrorCode::kInvalidArgument, "dtype",
-                  std::to_string(dtype), "0 (float32), 1 (float16) or 2 (bfloat16)");
+    if (dtype < 0 || dtype > static_cast<int32_t>(DType::kBFloat16))
+        check.refuse(ErrorCode::kInvalidArgument, "dtype", std::to_string(dtype),
+                     "0 (float32), 1 (float16) or 2 (bfloat16)");
     check.require_range("num_heads_q", given.num_heads_q, 1, kMaxHeads);
     check.require_range("num_heads_kv", given.num_heads_kv, 1, kMaxHeads);
-    check.require(given.num_heads_q % given.num_heads_kv == 0, ErrorCode::kInvalidArgument, "num_heads_q",
-                  std::to_string(given.num_heads_q),
-                  "a multiple of num_heads_kv = " + std::to_string(given.num_heads_kv));
+    if (given.num_heads_q % given.num_heads_kv != 0)
+        check.refuse(ErrorCode::kInvalidArgument, "num_heads_q", std::to_string(given.num_heads_q),
+                     "a multiple of num_heads_kv = " + std::to_string(given.num_heads_kv));
     const int32_t group = given.num_heads_q / given.num_heads_kv;
     const int32_t head_dim_v = given.head_dim_v == 0 ? given.head_dim : given.head_dim_v;
     const KernelConfig& kernel = check.choose_kernel(group, head_dim_v);
@@ -130,11 +138,12 @@ PlanConfig make_plan_config(const Device& device, const PlanOptions& given, cons
     c.num_ctas = (device.num_sms - given.sm_margin) * kernel.ctas_per_sm;
     c.max_seqs = given.max_seqs;
     c.max_total_q = given.max_total_q;
-    check.require(max_tasks(c) <= kMaxTasks, ErrorCode::kInvalidArgument, "max_seqs, max_total_q, num_heads_kv",
-                  std::to_string(c.max_seqs) + ", " + std::to_string(c.max_total_q) + ", " +
-                      std::to_string(c.num_heads_kv),
-                  "sizes that make at most " + std::to_string(kMaxTasks) + " tiles times num_heads_kv, not " +
-                      std::to_string(max_tasks(c)));
+    if (max_tasks(c) > kMaxTasks)
+        check.refuse(ErrorCode::kInvalidArgument, "max_seqs, max_total_q, num_heads_kv",
+                     std::to_string(c.max_seqs) + ", " + std::to_string(c.max_total_q) + ", " +
+                         std::to_string(c.num_heads_kv),
+                     "sizes that make at most " + std::to_string(kMaxTasks) + " tiles times num_heads_kv, not " +
+                         std::to_string(max_tasks(c)));
     return c;
 }
 

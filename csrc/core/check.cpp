@@ -29,30 +29,33 @@ VARATTN_FIELD_IS_NAMED(max_seqs, "max_seqs");
 VARATTN_FIELD_IS_NAMED(max_total_q, "max_total_q");
 #undef VARATTN_FIELD_IS_NAMED
 
+// It runs in every call: words are made only for what is refused.
 class ParamCheck {
 public:
     ParamCheck(const char* function, bool cuda) : function_(function), cuda_(cuda) {}
 
-    void require(bool ok, const char* argument, const std::string& got, const std::string& takes) const {
-        if (!ok) fail(ErrorCode::kInvalidArgument, function_, argument, got, takes);
+    [[noreturn]] void refuse(const char* argument, const std::string& got, const std::string& takes) const {
+        fail(ErrorCode::kInvalidArgument, function_, argument, got, takes);
     }
     void require_pointer(const char* argument, const void* pointer, bool needed, size_t alignment) const {
-        require(pointer || !needed, argument, "null", "a pointer");
-        require(reinterpret_cast<uintptr_t>(pointer) % alignment == 0, argument, "a pointer that is not aligned",
-                "a pointer to a multiple of " + std::to_string(alignment) + " bytes");
+        if (!pointer && needed) refuse(argument, "null", "a pointer");
+        if (reinterpret_cast<uintptr_t>(pointer) % alignment != 0)
+            refuse(argument, "a pointer that is not aligned",
+                   "a pointer to a multiple of " + std::to_string(alignment) + " bytes");
     }
     void require_count(const char* argument, int64_t got, int64_t low) const {
-        require(got >= low, argument, std::to_string(got), "at least " + std::to_string(low));
+        if (got < low) refuse(argument, std::to_string(got), "at least " + std::to_string(low));
     }
     void require_finite(const char* argument, float got, bool ok) const {
-        require(std::isfinite(got) && ok, argument, std::to_string(got), "a finite number, not negative");
+        if (!std::isfinite(got) || !ok) refuse(argument, std::to_string(got), "a finite number, not negative");
     }
     // The stride of a dimension of this size: one of size 0 or 1 is never stepped along, whatever its stride.
     void require_stride(const char* argument, int64_t stride, int64_t size, int64_t least, int element_bytes) const {
         if (size <= 1) return;
-        require(stride >= least, argument, std::to_string(stride), "at least " + std::to_string(least));
-        require(!cuda_ || stride * element_bytes % 16 == 0, argument, std::to_string(stride),
-                "a multiple of " + std::to_string(16 / element_bytes) + " elements (16 bytes)");
+        require_count(argument, stride, least);
+        if (cuda_ && stride * element_bytes % 16 != 0)
+            refuse(argument, std::to_string(stride),
+                   "a multiple of " + std::to_string(16 / element_bytes) + " elements (16 bytes)");
     }
 
 private:
@@ -119,8 +122,8 @@ const KernelConfig& check_plan_arguments(const PlanConfig& config, const Sequenc
     check.require_pointer("cu_seqlens_q", lengths.cu_seqlens_q, config.max_seqs > 0, 4);
     check.require_pointer("seqused_k", lengths.seqused_k, false, 4);
     check.require_pointer("cu_seqlens_k", lengths.cu_seqlens_k, false, 4);
-    check.require(lengths.seqused_k || lengths.cu_seqlens_k || config.max_seqs == 0, "seqused_k", "null",
-                  "the number of keys of each sequence, or null together with cu_seqlens_k");
+    if (!lengths.seqused_k && !lengths.cu_seqlens_k && config.max_seqs > 0)
+        check.refuse("seqused_k", "null", "the number of keys of each sequence, or null together with cu_seqlens_k");
     return kernel;
 }
 
@@ -134,8 +137,9 @@ const KernelConfig& check_attention_params(const AttentionParams& p, DeviceType 
     const ParamCheck check(function, cuda);
 
     check.require_count("total_q", p.total_q, 0);
-    check.require(p.total_q <= c.max_total_q, "total_q", std::to_string(p.total_q),
-                  "at most max_total_q = " + std::to_string(c.max_total_q) + " of the plan");
+    if (p.total_q > c.max_total_q)
+        check.refuse("total_q", std::to_string(p.total_q),
+                     "at most max_total_q = " + std::to_string(c.max_total_q) + " of the plan");
     if (paged) {
         check.require_count("num_pages", p.num_pages, 0);
         check.require_count("page_size", p.page_size, 1);
@@ -143,8 +147,9 @@ const KernelConfig& check_attention_params(const AttentionParams& p, DeviceType 
         check.require_pointer("block_table", p.block_table, true, 4);
         if (c.max_seqs > 1) check.require_count("block_table_stride", p.block_table_stride, 0);
     } else {
-        check.require(p.page_size == 0, "block_table", "null, with page_size " + std::to_string(p.page_size),
-                      "a pointer when keys are paged");
+        if (p.page_size != 0)
+            check.refuse("block_table", "null, with page_size " + std::to_string(p.page_size),
+                         "a pointer when keys are paged");
         check.require_count("total_k", p.total_k, 0);
     }
     const int64_t keys = paged ? p.num_pages : p.total_k;
@@ -158,8 +163,9 @@ const KernelConfig& check_attention_params(const AttentionParams& p, DeviceType 
     check.require_pointer("workspace", p.workspace, true, 16);
     check.require_pointer("trace", p.trace, false, 16);
     if (p.trace) {
-        check.require(writes_trace(kernel), "trace", std::string("a buffer, for the kernel ") + kernel.name,
-                      "null: this kernel writes no trace");
+        if (!writes_trace(kernel))
+            check.refuse("trace", std::string("a buffer, for the kernel ") + kernel.name,
+                         "null: this kernel writes no trace");
         check.require_count("trace_capacity", p.trace_capacity, 0);
     }
 

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <string>
+#include <string_view>
 
 namespace varattn {
 namespace {
@@ -13,7 +14,7 @@ bool is_enabled(const KernelConfig& row) {
         const char* value = std::getenv("VARATTN_KERNEL");
         return std::string(value ? value : "");
     }();
-    return row.device == DeviceType::kCpu || std::string(row.name).compare(0, prefix.size(), prefix) == 0;
+    return row.device == DeviceType::kCpu || std::string_view(row.name).starts_with(prefix);
 }
 
 }  // namespace
