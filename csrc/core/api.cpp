@@ -139,11 +139,11 @@ PlanConfig make_plan_config(const Device& device, const PlanOptions& given, cons
     c.max_seqs = given.max_seqs;
     c.max_total_q = given.max_total_q;
     if (max_tasks(c) > kMaxTasks)
-        check.refuse(ErrorCode::kInvalidArgument, "max_seqs, max_total_q, num_heads_kv",
-                     std::to_string(c.max_seqs) + ", " + std::to_string(c.max_total_q) + ", " +
-                         std::to_string(c.num_heads_kv),
-                     "sizes that make at most " + std::to_string(kMaxTasks) + " tiles times num_heads_kv, not " +
-                         std::to_string(max_tasks(c)));
+        check.refuse(
+            ErrorCode::kInvalidArgument, "max_seqs, max_total_q, num_heads_kv",
+            std::to_string(c.max_seqs) + ", " + std::to_string(c.max_total_q) + ", " + std::to_string(c.num_heads_kv),
+            "sizes that make at most " + std::to_string(kMaxTasks) + " tiles times num_heads_kv, not " +
+                std::to_string(max_tasks(c)));
     return c;
 }
 
@@ -184,7 +184,8 @@ std::string describe_status(uint32_t status) {
     if (status & kStatusForeignPlan) {
         std::string fields;
         for (int i = 0; i < kPlanConfigWords; ++i)
-            if (status >> (kStatusFirstField + i) & 1) fields += (fields.empty() ? "" : ", ") + std::string(kPlanConfigFields[i]);
+            if (status >> (kStatusFirstField + i) & 1)
+                fields += (fields.empty() ? "" : ", ") + std::string(kPlanConfigFields[i]);
         say("The plan was made for something else (it differs in: " + fields + "); nothing was computed.");
     }
     if (status & kStatusNotAPlan) say("The plan buffer holds no plan of this version; nothing was computed.");

@@ -120,7 +120,8 @@ varattn_error_code varattn_check_plan_config(const varattn_plan_config* plan, co
     });
 }
 
-varattn_error_code varattn_make_plan_cpu(const varattn_plan_config* config, const varattn_lengths* lengths, void* plan) {
+varattn_error_code varattn_make_plan_cpu(const varattn_plan_config* config, const varattn_lengths* lengths,
+                                         void* plan) {
     return guarded([&] {
         make_plan_cpu(std::bit_cast<PlanConfig>(given(config, "plan", "config")),
                       to_cpp(given(lengths, "plan", "lengths")), plan);
@@ -136,15 +137,13 @@ varattn_error_code varattn_make_plan_cuda(const varattn_plan_config* config, con
 }
 
 varattn_error_code varattn_mha_varlen_cpu(const varattn_attention_params* params, int32_t num_threads) {
-    return guarded([&] {
-        mha_varlen_cpu(std::bit_cast<AttentionParams>(given(params, "mha_varlen", "params")), num_threads);
-    });
+    return guarded(
+        [&] { mha_varlen_cpu(std::bit_cast<AttentionParams>(given(params, "mha_varlen", "params")), num_threads); });
 }
 
 varattn_error_code varattn_mha_varlen_cuda(const varattn_attention_params* params, struct CUstream_st* stream) {
-    return guarded([&] {
-        mha_varlen_cuda(std::bit_cast<AttentionParams>(given(params, "mha_varlen", "params")), stream);
-    });
+    return guarded(
+        [&] { mha_varlen_cuda(std::bit_cast<AttentionParams>(given(params, "mha_varlen", "params")), stream); });
 }
 
 size_t varattn_describe_status(uint32_t status, char* text, size_t capacity) {

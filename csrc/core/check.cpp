@@ -80,7 +80,8 @@ uint32_t differing_fields(const PlanConfig& a, const PlanConfig& b) {
     std::memcpy(a_words, &a, sizeof a);
     std::memcpy(b_words, &b, sizeof b);
     uint32_t fields = 0;
-    for (int i = 0; i < kPlanConfigWords; ++i) fields |= uint32_t{a_words[i] != b_words[i]} << i;
+    for (int i = 0; i < kPlanConfigWords; ++i)
+        fields |= uint32_t{a_words[i] != b_words[i]} << i;
     return fields;
 }
 
@@ -92,8 +93,9 @@ const KernelConfig& checked_kernel(const PlanConfig& c, const char* function) {
     if (valid) {
         const KernelConfig& k = kKernelTable[c.kernel];
         valid = c.dtype >= 0 && c.dtype <= static_cast<int32_t>(DType::kBFloat16) && c.head_dim >= 1 &&
-                c.head_dim <= k.max_head_dim && c.head_dim_v >= 1 && c.head_dim_v <= k.max_head_dim && group_size(c) <= k.max_group &&
-                c.tile_rows == k.tile_rows && c.tile_rows_decode == (c.batch_invariant ? 0 : k.tile_rows_decode) && c.block_n == k.block_n &&
+                c.head_dim <= k.max_head_dim && c.head_dim_v >= 1 && c.head_dim_v <= k.max_head_dim &&
+                group_size(c) <= k.max_group && c.tile_rows == k.tile_rows &&
+                c.tile_rows_decode == (c.batch_invariant ? 0 : k.tile_rows_decode) && c.block_n == k.block_n &&
                 c.max_total_q <= kMaxPackedRows / group_size(c) && max_tasks(c) <= kMaxTasks;
     }
     if (!valid)

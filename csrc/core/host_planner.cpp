@@ -114,7 +114,8 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
     }
 
     std::vector<const PlannedTile*> order;
-    for (const PlannedTile& t : tiles) order.push_back(&t);
+    for (const PlannedTile& t : tiles)
+        order.push_back(&t);
     auto key = [&](const PlannedTile* t) { return order_key(costs, t->decode, t->blocks(), t->num_splits); };
     std::stable_sort(order.begin(), order.end(), [&](auto* a, auto* b) { return key(a) < key(b); });
 

@@ -5,9 +5,10 @@ namespace varattn {
 namespace {
 
 [[noreturn]] void no_cuda(const char* function) {
-    throw Error(ErrorCode::kUnsupported, std::string(function) +
-                                             ": device: got CUDA; this build of varattn has no CUDA part (build it with "
-                                             "the CUDA toolkit installed: cmake -DVARATTN_CUDA=ON)");
+    throw Error(ErrorCode::kUnsupported,
+                std::string(function) +
+                    ": device: got CUDA; this build of varattn has no CUDA part (build it with "
+                    "the CUDA toolkit installed: cmake -DVARATTN_CUDA=ON)");
 }
 
 }  // namespace

@@ -65,11 +65,11 @@ private:
         fault_.require((h.status & bits) == length_status_, "status: ", h.status, ", lengths say ", length_status_);
         const int32_t q_begin = seqs_.empty() ? 0 : seqs_.front().q_begin;
         const int32_t q_end = seqs_.empty() ? 0 : seqs_.back().q_begin + seqs_.back().q_len;
-        fault_.require(h.q_begin == q_begin && h.q_end == q_end && q_begin >= 0 && q_end <= c_.max_total_q, "q range: ",
-                       h.q_begin, ", ", h.q_end);
+        fault_.require(h.q_begin == q_begin && h.q_end == q_end && q_begin >= 0 && q_end <= c_.max_total_q,
+                       "q range: ", h.q_begin, ", ", h.q_end);
         fault_.require(h.num_items >= 0 && h.num_items <= max_items(c_), "num_items: ", h.num_items);
-        fault_.require(h.num_front_items >= 0 && h.num_front_items <= h.num_items, "num_front_items: ",
-                       h.num_front_items);
+        fault_.require(h.num_front_items >= 0 && h.num_front_items <= h.num_items,
+                       "num_front_items: ", h.num_front_items);
         fault_.require(h.num_front_ctas >= 0 && h.num_front_ctas <= c_.num_ctas, "num_front_ctas: ", h.num_front_ctas);
         return fault_.text.empty();
     }
@@ -83,8 +83,9 @@ private:
             const SequenceShape& s = seqs_[w.seq];
             const int64_t rows = int64_t{s.q_len} * group_;
             const bool decode = rows <= c_.tile_rows_decode;
-            fault_.require(w.q_begin == s.q_begin && w.q_len == s.q_len && w.k_begin == s.k_begin && w.kv_len == s.kv_len,
-                           "item ", i, ": lengths of another sequence");
+            fault_.require(
+                w.q_begin == s.q_begin && w.q_len == s.q_len && w.k_begin == s.k_begin && w.kv_len == s.kv_len, "item ",
+                i, ": lengths of another sequence");
             fault_.require(w.flags == (decode ? kItemDecode : 0), "item ", i, ": flags ", w.flags);
             fault_.require(w.row_begin >= 0 && w.row_begin < w.row_end && w.row_end <= rows &&
                                w.row_end - w.row_begin <= (decode ? c_.tile_rows_decode : c_.tile_rows),
@@ -95,7 +96,8 @@ private:
                            ", ", w.block_end);
             fault_.require(w.num_splits == 1 || w.block_begin < w.block_end, "item ", i, ": an empty split");
             fault_.require((w.num_splits == 1) == (w.split_tile == -1), "item ", i, ": split_tile ", w.split_tile);
-            fault_.require(w.cost == item_cost(costs_, decode, w.block_end - w.block_begin), "item ", i, ": cost ", w.cost);
+            fault_.require(w.cost == item_cost(costs_, decode, w.block_end - w.block_begin), "item ", i, ": cost ",
+                           w.cost);
             fault_.require(decode == (i >= header_.num_front_items), "item ", i, ": at the wrong end of the queue");
             (decode ? has_back : has_front) = true;
         }
@@ -183,7 +185,8 @@ private:
                 return false;
             counter_used[w.split_tile] = true;
             for (int64_t row = w.partial_row; row < end; ++row) {
-                if (!fault_.require(!row_used[row], "item ", i, ": partial row ", row, " is another tile's")) return false;
+                if (!fault_.require(!row_used[row], "item ", i, ": partial row ", row, " is another tile's"))
+                    return false;
                 row_used[row] = true;
             }
         }
@@ -198,7 +201,8 @@ private:
         for (size_t first = 0; first < sorted_.size();) {
             const WorkItem& w = items_[sorted_[first]];
             const int32_t blocks = items_[sorted_[first + w.num_splits - 1]].block_end - w.block_begin;
-            for (int32_t s = 0; s < w.num_splits; ++s) tile_blocks[sorted_[first++]] = blocks;
+            for (int32_t s = 0; s < w.num_splits; ++s)
+                tile_blocks[sorted_[first++]] = blocks;
         }
         auto key = [&](int32_t i) {
             return order_key(costs_, items_[i].flags & kItemDecode, tile_blocks[i], items_[i].num_splits);

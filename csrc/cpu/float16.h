@@ -44,7 +44,7 @@ inline Half from_float<Half>(float x) {
         half = 0x7e00;
     else if (magnitude >= 0x477ff000)  // 65520 and up round to infinity
         half = 0x7c00;
-    else if (magnitude < 0x38800000)   // below 2^-14: subnormal. Adding 0.5 leaves its multiple of 2^-24 in the low bits
+    else if (magnitude < 0x38800000)  // below 2^-14: subnormal. Adding 0.5 leaves its multiple of 2^-24 in the low bits
         half = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
     else
         half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;

@@ -58,13 +58,15 @@ VARATTN_INLINE void exp2_nonpositive(Floats& x) {
 template <class T>
 VARATTN_INLINE void load_as(const void* from, int count, float* to) {
     const T* source = static_cast<const T*>(from);
-    for (int i = 0; i < count; ++i) to[i] = to_float(source[i]);
+    for (int i = 0; i < count; ++i)
+        to[i] = to_float(source[i]);
 }
 
 template <class T>
 VARATTN_INLINE void store_as(const float* from, float scale, int count, void* to) {
     T* target = static_cast<T*>(to);
-    for (int i = 0; i < count; ++i) target[i] = from_float<T>(from[i] * scale);
+    for (int i = 0; i < count; ++i)
+        target[i] = from_float<T>(from[i] * scale);
 }
 
 }  // namespace
@@ -78,7 +80,8 @@ void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride
             for (int d = 0; d < depth; ++d) {
                 Floats b_row;
                 load(b_row, b + d * b_stride + col);
-                for (int i = 0; i < kRowStep; ++i) sum[i] += a[(r + i) * a_stride + d] * b_row;
+                for (int i = 0; i < kRowStep; ++i)
+                    sum[i] += a[(r + i) * a_stride + d] * b_row;
             }
             for (int i = 0; i < kRowStep; ++i) {
                 float* target = c + (r + i) * c_stride + col;
@@ -95,16 +98,21 @@ void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride
 
 VARATTN_CLONES
 float softmax_block(float* logits, int begin, int end, SoftmaxRow& row) {
-    for (int j = 0; j < begin; ++j) logits[j] = kMinusInfinity;
-    for (int j = end; j < kBlockKeys; ++j) logits[j] = kMinusInfinity;
+    for (int j = 0; j < begin; ++j)
+        logits[j] = kMinusInfinity;
+    for (int j = end; j < kBlockKeys; ++j)
+        logits[j] = kMinusInfinity;
 
     constexpr int kVectors = kBlockKeys / kLanes;
     Floats x[kVectors];
-    for (int i = 0; i < kVectors; ++i) load(x[i], logits + i * kLanes);
+    for (int i = 0; i < kVectors; ++i)
+        load(x[i], logits + i * kLanes);
     Floats largest = x[0];
-    for (int i = 1; i < kVectors; ++i) largest = x[i] > largest ? x[i] : largest;
+    for (int i = 1; i < kVectors; ++i)
+        largest = x[i] > largest ? x[i] : largest;
     float max = row.max;
-    for (int lane = 0; lane < kLanes; ++lane) max = largest[lane] > max ? largest[lane] : max;
+    for (int lane = 0; lane < kLanes; ++lane)
+        max = largest[lane] > max ? largest[lane] : max;
     // Nothing visible so far, or nothing but NaN, which has to stay: nothing to subtract.
     const float base = max == kMinusInfinity ? 0.0f : max;
     Floats sums{};
@@ -115,7 +123,8 @@ float softmax_block(float* logits, int begin, int end, SoftmaxRow& row) {
         store(logits + i * kLanes, x[i]);
     }
     float sum = 0;
-    for (int lane = 0; lane < kLanes; ++lane) sum += sums[lane];
+    for (int lane = 0; lane < kLanes; ++lane)
+        sum += sums[lane];
     const float rescale = std::exp2(row.max - base);
     row.sum = row.sum * rescale + sum;
     row.max = max;
@@ -128,7 +137,8 @@ void scale_scores(float* scores, int64_t count, float scale, float softcap) {
         for (int64_t i = 0; i < count; ++i)
             scores[i] = softcap * kLog2E * std::tanh(scores[i] * (scale / softcap));
     } else {
-        for (int64_t i = 0; i < count; ++i) scores[i] *= scale * kLog2E;
+        for (int64_t i = 0; i < count; ++i)
+            scores[i] *= scale * kLog2E;
     }
 }
 
@@ -154,7 +164,8 @@ VARATTN_CLONES
 void transpose_block(const float* from, int64_t from_stride, int depth, float* to) {
     for (int key = 0; key < kBlockKeys; key += kLanes)
         for (int d = 0; d < depth; ++d)
-            for (int j = 0; j < kLanes; ++j) to[d * kBlockKeys + key + j] = from[(key + j) * from_stride + d];
+            for (int j = 0; j < kLanes; ++j)
+                to[d * kBlockKeys + key + j] = from[(key + j) * from_stride + d];
 }
 
 }  // namespace varattn::cpu

@@ -8,8 +8,8 @@
 
 namespace varattn::cpu {
 
-inline constexpr int kLanes = 16;    // column counts are padded to this
-inline constexpr int kRowStep = 4;   // row counts are padded to this
+inline constexpr int kLanes = 16;   // column counts are padded to this
+inline constexpr int kRowStep = 4;  // row counts are padded to this
 inline constexpr int kBlockKeys = 64;
 
 // c[r][:] = c[r][:] * c_scale[r] + a[r][:] * b (c_scale null: 0). a (rows, depth), b (depth, cols), c (rows, cols).

@@ -17,8 +17,8 @@ void launch_for(const AttentionParams& params, cudaStream_t stream) {
         case kKernelPortableD128: return launch_instance<T, 128>(params, stream);
         case kKernelPortableD256: return launch_instance<T, 256>(params, stream);
     }
-    throw Error(ErrorCode::kInternal, "mha_varlen: config.kernel: got " + std::to_string(params.config.kernel) +
-                                          "; takes a portable kernel");
+    throw Error(ErrorCode::kInternal,
+                "mha_varlen: config.kernel: got " + std::to_string(params.config.kernel) + "; takes a portable kernel");
 }
 
 }  // namespace

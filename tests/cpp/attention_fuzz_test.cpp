@@ -39,7 +39,9 @@ ProblemSpec random_spec(Random& random) {
     o.causal = random.chance(0.4);
     if (random.chance(0.3)) o.window_left = random.integer(0, random.pick({0, 5, 100, 2000}));
     if (random.chance(0.3)) o.window_right = random.integer(0, random.pick({0, 5, 100}));
-    o.num_splits = random.chance(0.3) ? 0 : random.chance(0.3) ? random.integer(1, kMaxNumSplits) : random.integer(1, 8);
+    o.num_splits = random.chance(0.3)   ? 0
+                   : random.chance(0.3) ? random.integer(1, kMaxNumSplits)
+                                        : random.integer(1, 8);
     o.batch_invariant = random.chance(0.1);
     o.sm_margin = random.chance(0.2) ? random.integer(0, kCpuWorkers - 1) : 0;
 
@@ -51,13 +53,16 @@ ProblemSpec random_spec(Random& random) {
     // The reference is slow: shorten what is too much for it.
     auto cost = [&] {
         double sum = 0;
-        for (int32_t i = 0; i < n; ++i) sum += double(s.q_lens[i]) * s.kv_lens[i] * o.num_heads_q * o.head_dim * 2;
+        for (int32_t i = 0; i < n; ++i)
+            sum += double(s.q_lens[i]) * s.kv_lens[i] * o.num_heads_q * o.head_dim * 2;
         return sum;
     };
     while (cost() > 8e6)
-        for (int32_t i = 0; i < n; ++i) (random.chance(0.5) ? s.q_lens[i] : s.kv_lens[i]) /= 2;
+        for (int32_t i = 0; i < n; ++i)
+            (random.chance(0.5) ? s.q_lens[i] : s.kv_lens[i]) /= 2;
 
-    if (random.chance(0.6)) s.page_size = random.chance(0.5) ? random.integer(1, 256) : random.pick({1, 2, 16, 64, 128});
+    if (random.chance(0.6))
+        s.page_size = random.chance(0.5) ? random.integer(1, 256) : random.pick({1, 2, 16, 64, 128});
     s.packed_with_seqused = random.chance(0.5);
     s.rows_before = random.chance(0.2) ? random.integer(1, 5) : 0;
     s.rows_after = random.chance(0.4) ? random.integer(1, 20) : 0;

@@ -29,7 +29,8 @@ protected:
     // Rows [begin, end) of every head are 0, with this LSE.
     static void expect_rows(const Problem& p, const Answer& answer, int32_t begin, int32_t end, double lse) {
         const int64_t width = int64_t{p.c_options.num_heads_q} * p.c_options.head_dim_v;
-        for (int64_t i = begin * width; i < end * width; ++i) EXPECT_EQ(answer.out[i], 0.0) << i;
+        for (int64_t i = begin * width; i < end * width; ++i)
+            EXPECT_EQ(answer.out[i], 0.0) << i;
         for (int32_t h = 0; h < p.c_options.num_heads_q; ++h)
             for (int32_t row = begin; row < end; ++row)
                 EXPECT_EQ(answer.lse[int64_t{h} * (answer.lse.size() / p.c_options.num_heads_q) + row], lse) << row;
@@ -109,7 +110,8 @@ TEST_F(AttentionRules, KeysPastTheBlockTableAreAbsentAndTheDiagonalStays) {
     q.block_table = p.block_table, q.table_stride = p.table_stride, q.num_pages = p.num_pages;
     const Answer want = q.reference();
     const size_t rows_of_cut = size_t{34} * 4 * 32;
-    for (size_t i = 0; i < rows_of_cut; ++i) ASSERT_NEAR(got.out[i], want.out[i], 1e-4) << i;
+    for (size_t i = 0; i < rows_of_cut; ++i)
+        ASSERT_NEAR(got.out[i], want.out[i], 1e-4) << i;
 }
 
 TEST_F(AttentionRules, KeysPastTotalKAreAbsent) {
@@ -156,7 +158,8 @@ TEST_F(AttentionRules, RowsPastTheEndOfQAreSkipped) {
     params.total_q = 50;
     Answer want = p.reference();
     const Answer got = p.attend(params, plan, 2, kStatusRowsPastEnd);
-    for (size_t i = 0; i < got.out.size(); ++i) ASSERT_NEAR(got.out[i], want.out[i], 1e-4);
+    for (size_t i = 0; i < got.out.size(); ++i)
+        ASSERT_NEAR(got.out[i], want.out[i], 1e-4);
     EXPECT_EQ(got.out.size(), size_t{50} * 4 * 32);
 }
 
@@ -178,7 +181,8 @@ TEST_F(AttentionRules, ForeignPlansAreRefusedAndNothingIsComputed) {
     test::expect_error(ErrorCode::kPlanMismatch, "mha_varlen: plan: got a buffer that holds no plan",
                        [&] { mha_varlen_cpu(params); });
     EXPECT_EQ(plan.header().status, bits | kStatusNotAPlan);
-    for (float x : p.lse) EXPECT_EQ(x, Problem::kUntouched);
+    for (float x : p.lse)
+        EXPECT_EQ(x, Problem::kUntouched);
 }
 
 TEST_F(AttentionRules, ANaNInOneQueryStaysInItsRow) {
@@ -201,8 +205,10 @@ TEST_F(AttentionRules, WithoutLseOnlyOutIsWritten) {
     params.lse = nullptr;
     const Answer got = p.attend(params, plan, 2, 0);
     const Answer want = p.reference();
-    for (size_t i = 0; i < got.out.size(); ++i) ASSERT_NEAR(got.out[i], want.out[i], 1e-4);
-    for (float x : p.lse) EXPECT_EQ(x, Problem::kUntouched);
+    for (size_t i = 0; i < got.out.size(); ++i)
+        ASSERT_NEAR(got.out[i], want.out[i], 1e-4);
+    for (float x : p.lse)
+        EXPECT_EQ(x, Problem::kUntouched);
 }
 
 // A sequence alone, and the same bytes among neighbours and cut into chunks: equal bits in invariant mode.
@@ -228,7 +234,8 @@ TEST_F(AttentionRules, BatchInvariantBitsDoNotDependOnNeighboursOrChunks) {
                 for (int32_t h = 0; h < 2 * group; ++h)
                     for (int32_t t = 0; t < rows[part]; ++t)
                         for (int32_t d = 0; d < 32; ++d)
-                            p.q.set(0, first_row[part] + t, h, d, static_cast<float>(alone.q.get(0, skipped + t, h, d)));
+                            p.q.set(0, first_row[part] + t, h, d,
+                                    static_cast<float>(alone.q.get(0, skipped + t, h, d)));
                 for (int32_t key = 0; key < batch.kv_lens[seqs[part]]; ++key) {
                     const Problem::Slot from = alone.find_slot(0, key), to = p.find_slot(seqs[part], key);
                     for (int32_t h = 0; h < 2; ++h)

@@ -59,14 +59,16 @@ TEST(CApi, ErrorsHaveCodesAndMessages) {
         EXPECT_EQ(got, want);
         EXPECT_NE(std::string(varattn_last_error()).find(message), std::string::npos) << varattn_last_error();
     };
-    expect(varattn_make_plan_config(nullptr, &o, &other), VARATTN_INVALID_ARGUMENT, "make_plan_config: device: got null");
+    expect(varattn_make_plan_config(nullptr, &o, &other), VARATTN_INVALID_ARGUMENT,
+           "make_plan_config: device: got null");
     expect(varattn_make_plan_config(&device, nullptr, &other), VARATTN_INVALID_ARGUMENT, "options: got null");
     expect(varattn_make_plan_config(&device, &o, nullptr), VARATTN_INVALID_ARGUMENT, "config: got null");
     o.head_dim = 1000;
     expect(varattn_make_plan_config(&device, &o, &other), VARATTN_UNSUPPORTED, "head_dim: got 1000; takes 1 to 512");
     other = config;
     other.num_heads_q = 4;
-    expect(varattn_check_plan_config(&config, &other), VARATTN_PLAN_MISMATCH, "num_heads_q: got 8; takes a plan made for 4");
+    expect(varattn_check_plan_config(&config, &other), VARATTN_PLAN_MISMATCH,
+           "num_heads_q: got 8; takes a plan made for 4");
     expect(varattn_plan_size(&config, nullptr), VARATTN_INVALID_ARGUMENT, "plan_size: bytes: got null");
     expect(varattn_make_plan_cpu(&config, nullptr, nullptr), VARATTN_INVALID_ARGUMENT, "plan: lengths: got null");
     expect(varattn_mha_varlen_cpu(nullptr, 0), VARATTN_INVALID_ARGUMENT, "mha_varlen: params: got null");

@@ -54,7 +54,8 @@ const BadOption kBadOptions[] = {
     {"max_seqs: got -1; takes 0 to", kInvalid, [](auto&, auto& o) { o.max_seqs = -1; }},
     {"max_seqs: got 2147483647; takes 0 to", kInvalid, [](auto&, auto& o) { o.max_seqs = 0x7fffffff; }},
     {"max_total_q: got -1; takes 0 to", kInvalid, [](auto&, auto& o) { o.max_total_q = -1; }},
-    {"max_total_q: got 134217729; takes 0 to 134217728", kInvalid, [](auto&, auto& o) { o.max_total_q = (1 << 27) + 1; }},
+    {"max_total_q: got 134217729; takes 0 to 134217728", kInvalid,
+     [](auto&, auto& o) { o.max_total_q = (1 << 27) + 1; }},
     {"max_seqs, max_total_q, num_heads_kv: got 16777216, 4096, 512; takes", kInvalid,
      [](auto&, auto& o) { o.max_seqs = 1 << 24, o.num_heads_q = o.num_heads_kv = 512; }},
     {"device: got CUDA device of compute capability 7.5; takes", kUnsupported,
@@ -69,14 +70,16 @@ TEST(Config, EveryBadOptionIsRefusedByName) {
         Device device = kHopper;
         PlanOptions options = good_options();
         bad.change(device, options);
-        expect_error(bad.code, std::string("make_plan_config: ") + bad.message, [&] { make_plan_config(device, options); });
+        expect_error(bad.code, std::string("make_plan_config: ") + bad.message,
+                     [&] { make_plan_config(device, options); });
     }
 }
 
 TEST(Config, ErrorsNameTheCaller) {
     PlanOptions options = good_options();
     options.head_dim = 264;
-    expect_error(kUnsupported, "mha_varlen: head_dim: got 264", [&] { make_plan_config(kHopper, options, "mha_varlen"); });
+    expect_error(kUnsupported, "mha_varlen: head_dim: got 264",
+                 [&] { make_plan_config(kHopper, options, "mha_varlen"); });
 }
 
 TEST(Config, ResolvesOptions) {

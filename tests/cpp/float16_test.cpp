@@ -13,7 +13,8 @@ double value_of(uint16_t bits, int exponent_bits, int mantissa_bits) {
     const int mantissa = bits & ((1 << mantissa_bits) - 1);
     const double sign = bits & 0x8000 ? -1.0 : 1.0;
     if (exponent == (1 << exponent_bits) - 1) return mantissa ? std::nan("") : sign * HUGE_VAL;
-    const double significand = exponent ? 1.0 + std::ldexp(mantissa, -mantissa_bits) : std::ldexp(mantissa, -mantissa_bits);
+    const double significand =
+        exponent ? 1.0 + std::ldexp(mantissa, -mantissa_bits) : std::ldexp(mantissa, -mantissa_bits);
     return sign * std::ldexp(significand, std::max(exponent, 1) - bias);
 }
 
@@ -35,7 +36,8 @@ void check_all_values(int exponent_bits, int mantissa_bits) {
         const T next{static_cast<uint16_t>(bits + 1)};
         const double after = value_of(next.bits, exponent_bits, mantissa_bits);
         if (std::isnan(after) || std::isinf(expected)) continue;
-        const double step = std::isinf(after) ? expected - value_of(bits - 1, exponent_bits, mantissa_bits) : after - expected;
+        const double step =
+            std::isinf(after) ? expected - value_of(bits - 1, exponent_bits, mantissa_bits) : after - expected;
         const auto middle = static_cast<float>(expected + step / 2);
         ASSERT_EQ(from_float<T>(middle).bits, bits % 2 ? next.bits : x.bits) << bits;
         ASSERT_EQ(from_float<T>(std::nextafterf(middle, 0.0f)).bits, x.bits) << bits;

@@ -89,7 +89,8 @@ TEST_F(Params, EveryBadParameterIsRefusedByName) {
     for (const BadParam& bad : kBadParams) {
         AttentionParams p = good;
         bad.change(p);
-        expect_error(ErrorCode::kInvalidArgument, std::string("mha_varlen: ") + bad.message, [&] { mha_varlen_cpu(p); });
+        expect_error(ErrorCode::kInvalidArgument, std::string("mha_varlen: ") + bad.message,
+                     [&] { mha_varlen_cpu(p); });
     }
     expect_error(ErrorCode::kInvalidArgument, "num_threads: got -1", [&] { mha_varlen_cpu(good, -1); });
 }
@@ -130,7 +131,8 @@ TEST_F(Params, CudaTakesAlignedVectorsOnly) {
     p.k_page_stride = p.v_page_stride = 64 * 16;
     EXPECT_NO_THROW(check_attention_params(p, DeviceType::kCuda));
     const BadParam bad_params[] = {
-        {"q: got a pointer that is not aligned; takes a pointer to a multiple of 16 bytes", [](auto& x) { x.q = memory + 8; }},
+        {"q: got a pointer that is not aligned; takes a pointer to a multiple of 16 bytes",
+         [](auto& x) { x.q = memory + 8; }},
         {"v: got a pointer that is not aligned", [](auto& x) { x.v = memory + 2; }},
         {"q_row_stride: got 132; takes a multiple of 8 elements (16 bytes)", [](auto& x) { x.q_row_stride = 132; }},
         {"k_page_stride: got 1025; takes a multiple of 8", [](auto& x) { x.k_page_stride = 1025; }},
@@ -144,9 +146,11 @@ TEST_F(Params, CudaTakesAlignedVectorsOnly) {
         expect_error(ErrorCode::kInvalidArgument, std::string("mha_varlen: ") + bad.message,
                      [&] { check_attention_params(broken, DeviceType::kCuda); });
     }
-    expect_error(ErrorCode::kInvalidArgument, "config: got one made for the kernel portable_d64; takes a config made for the CPU",
+    expect_error(ErrorCode::kInvalidArgument,
+                 "config: got one made for the kernel portable_d64; takes a config made for the CPU",
                  [&] { mha_varlen_cpu(p); });
-    expect_error(ErrorCode::kInvalidArgument, "config: got one made for the kernel cpu; takes a config made for a CUDA device",
+    expect_error(ErrorCode::kInvalidArgument,
+                 "config: got one made for the kernel cpu; takes a config made for a CUDA device",
                  [&] { check_attention_params(good, DeviceType::kCuda); });
 }
 

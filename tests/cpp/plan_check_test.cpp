@@ -111,7 +111,8 @@ TEST_F(PlanCheck, FindsOverlappingPartials) {
 
 TEST_F(PlanCheck, FindsMissingDoubledAndSwappedItems) {
     EXPECT_NE(fault_after([](PlanHeader&, WorkItem* items) { items[1] = items[0]; }), "");
-    EXPECT_NE(fault_after([](PlanHeader& h, WorkItem* items) { std::swap(items[0], items[h.num_front_items - 1]); }), "");
+    EXPECT_NE(fault_after([](PlanHeader& h, WorkItem* items) { std::swap(items[0], items[h.num_front_items - 1]); }),
+              "");
     EXPECT_NE(fault_after([](PlanHeader& h, WorkItem* items) { std::swap(items[0], items[h.num_items - 1]); }), "");
     EXPECT_NE(fault_after([&](PlanHeader& h, WorkItem* items) {
                   const int i = find(h, items, [](const WorkItem& w) { return w.num_splits > 1; });

@@ -97,8 +97,8 @@ TEST(Planner, RandomBatchesAreCoveredOnce) {
                 batch.seqused_k.push_back(hostile && random.chance(0.2)
                                               ? random.pick({-1, INT32_MIN, INT32_MAX, 1 << 29, (1 << 29) + 1})
                                               : random.integer(0, longest_k));
-        const int32_t capacity = random.chance(0.5) ? std::clamp(batch.cu_seqlens_q.back(), 0, 100000)
-                                                    : random.integer(0, 20000);
+        const int32_t capacity =
+            random.chance(0.5) ? std::clamp(batch.cu_seqlens_q.back(), 0, 100000) : random.integer(0, 20000);
         const PlanConfig c = random_config(random, n, capacity);
 
         Plan plan(c, batch.lengths());
@@ -175,7 +175,8 @@ TEST(Planner, SplitsStayWithinTheBound) {
 TEST(Planner, ManySequencesWithOneLongStillSplitTheLongOne) {
     for (int32_t n : {991, 992, 993, 1024, 4096}) {
         Batch batch;
-        for (int32_t i = 0; i < n; ++i) batch.add(1, i == n / 2 ? 1 << 20 : 20);
+        for (int32_t i = 0; i < n; ++i)
+            batch.add(1, i == n / 2 ? 1 << 20 : 20);
         const PlanConfig c = config_for(batch, kHopper, 8, 1, 128);
         Plan plan(c, batch.lengths());
         EXPECT_EQ(find_plan_fault(c, plan.costs(), batch.lengths(), plan.data()), "");
@@ -249,11 +250,13 @@ TEST(Planner, MemoryBoundStepsLeaveTheFrontSlackAndOthersNone) {
 
 TEST(Planner, LongestItemsComeFirst) {
     Batch batch;
-    for (int32_t kv : {100, 9000, 500, 40000, 2000}) batch.add(64, kv);
+    for (int32_t kv : {100, 9000, 500, 40000, 2000})
+        batch.add(64, kv);
     const PlanConfig c = config_for(batch, kHopper, 8, 8, 128, 1);
     Plan plan(c, batch.lengths());
     std::vector<int32_t> lengths;
-    for (int32_t i = 0; i < plan.header().num_items; ++i) lengths.push_back(plan.items()[i].kv_len);
+    for (int32_t i = 0; i < plan.header().num_items; ++i)
+        lengths.push_back(plan.items()[i].kv_len);
     lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
     EXPECT_EQ(lengths, (std::vector<int32_t>{40000, 9000, 2000, 500, 100}));
 }
@@ -272,7 +275,8 @@ TEST(Planner, WindowsSkipBlocks) {
 
 TEST(Planner, PlansAreReproducible) {
     Batch batch;
-    for (int i = 0; i < 100; ++i) batch.add(i % 7, i * 37);
+    for (int i = 0; i < 100; ++i)
+        batch.add(i % 7, i * 37);
     const PlanConfig c = config_for(batch, kHopper, 8, 2, 64);
     Plan a(c, batch.lengths()), b(c, batch.lengths());
     EXPECT_EQ(std::memcmp(&a.header(), &b.header(), sizeof(PlanHeader)), 0);
@@ -281,7 +285,8 @@ TEST(Planner, PlansAreReproducible) {
 
 TEST(Planner, EmptyBatches) {
     Batch none, all_empty;
-    for (int i = 0; i < 5; ++i) all_empty.add(0, 100);
+    for (int i = 0; i < 5; ++i)
+        all_empty.add(0, 100);
     for (const Batch& batch : {none, all_empty}) {
         const PlanConfig c = config_for(batch, kHopper, 8, 2, 64);
         EXPECT_EQ(fault_of(c, batch.lengths()), "");

@@ -90,7 +90,8 @@ public:
     Problem(const ProblemSpec& given, Random& random) : spec(given), c_options(spec.options) {
         const auto n = static_cast<int32_t>(spec.q_lens.size());
         cu_seqlens_q.push_back(spec.rows_before);
-        for (int32_t len : spec.q_lens) cu_seqlens_q.push_back(cu_seqlens_q.back() + len);
+        for (int32_t len : spec.q_lens)
+            cu_seqlens_q.push_back(cu_seqlens_q.back() + len);
         total_q = cu_seqlens_q.back() + spec.rows_after;
         c_options.max_seqs = n;
         c_options.max_total_q = total_q + random.integer(0, 3);
@@ -164,8 +165,9 @@ public:
         EXPECT_EQ(find_plan_fault(config, plan.costs(), lengths(), plan.data()), "");
         EXPECT_TRUE(plan.intact() && workspace.intact());
         const auto* counters = static_cast<const uint8_t*>(workspace.data());
-        EXPECT_TRUE(std::all_of(counters, counters + workspace_layout(config).partial_lse, [](uint8_t x) { return x == 0; }))
-            << "the workspace's counters were not restored";
+        EXPECT_TRUE(std::all_of(counters, counters + workspace_layout(config).partial_lse, [](uint8_t x) {
+            return x == 0;
+        })) << "the workspace's counters were not restored";
         return read_outputs(p.total_q);
     }
 
@@ -203,9 +205,11 @@ public:
                         const Slot slot = find_slot(seq, key);
                         const double weight = std::exp(scores[key] - max);
                         sum += weight;
-                        for (int32_t d = 0; d < o.head_dim_v; ++d) to[d] += weight * v.get(slot.page, slot.row, head_kv, d);
+                        for (int32_t d = 0; d < o.head_dim_v; ++d)
+                            to[d] += weight * v.get(slot.page, slot.row, head_kv, d);
                     }
-                    for (int32_t d = 0; d < o.head_dim_v; ++d) to[d] /= sum;
+                    for (int32_t d = 0; d < o.head_dim_v; ++d)
+                        to[d] /= sum;
                     answer.lse[h * int64_t{total_q} + row] = max + std::log(sum);
                 }
         return answer;
@@ -213,8 +217,11 @@ public:
 
     // Reports the worst coordinate of either output.
     void expect_close(const Answer& got, const Answer& want) const {
-        const double step = c_options.dtype == DType::kFloat32 ? 1e-5 : c_options.dtype == DType::kFloat16 ? 1e-3 : 8e-3;
-        expect_close("out (row, head, dim)", got.out, want.out, 1e-4, step, c_options.num_heads_q, c_options.head_dim_v);
+        const double step = c_options.dtype == DType::kFloat32   ? 1e-5
+                            : c_options.dtype == DType::kFloat16 ? 1e-3
+                                                                 : 8e-3;
+        expect_close("out (row, head, dim)", got.out, want.out, 1e-4, step, c_options.num_heads_q,
+                     c_options.head_dim_v);
         expect_close("lse (head, row)", got.lse, want.lse, 1e-4, 1e-5, 1, total_q);
     }
 
@@ -252,8 +259,10 @@ private:
     void fill_key(int32_t seq, int32_t key, Random& random) {
         const Slot slot = find_slot(seq, key);
         for (int32_t h = 0; h < c_options.num_heads_kv; ++h) {
-            for (int32_t d = 0; d < c_options.head_dim; ++d) k.set(slot.page, slot.row, h, d, random.normal());
-            for (int32_t d = 0; d < c_options.head_dim_v; ++d) v.set(slot.page, slot.row, h, d, random.normal());
+            for (int32_t d = 0; d < c_options.head_dim; ++d)
+                k.set(slot.page, slot.row, h, d, random.normal());
+            for (int32_t d = 0; d < c_options.head_dim_v; ++d)
+                v.set(slot.page, slot.row, h, d, random.normal());
         }
     }
     void make_caches(int64_t pages, int64_t rows, Random& random) {
@@ -264,7 +273,8 @@ private:
             for (int64_t row = 0; row < rows; ++row)
                 for (int32_t h = 0; h < c_options.num_heads_kv; ++h)
                     for (int32_t d = 0; d < std::max(c_options.head_dim, c_options.head_dim_v); ++d) {
-                        const float poison = std::numeric_limits<float>::infinity() * (random.chance(0.5) ? 1.0f : -1.0f);
+                        const float poison =
+                            std::numeric_limits<float>::infinity() * (random.chance(0.5) ? 1.0f : -1.0f);
                         if (d < c_options.head_dim) k.set(page, row, h, d, poison);
                         if (d < c_options.head_dim_v) v.set(page, row, h, d, poison);
                     }
@@ -280,11 +290,13 @@ private:
         table_stride = max_pages + random.integer(0, 2);
         std::vector<int32_t> free(num_pages);
         std::iota(free.begin(), free.end(), 0);
-        for (int32_t i = num_pages - 1; i > 0; --i) std::swap(free[i], free[random.integer(0, i)]);
+        for (int32_t i = num_pages - 1; i > 0; --i)
+            std::swap(free[i], free[random.integer(0, i)]);
         for (int32_t len : spec.kv_lens) {
             for (int32_t page = 0; page < table_stride; ++page) {
                 const bool used = page < ceil_div(len, spec.page_size);
-                block_table.push_back(used ? free.back() : random.pick({INT32_MIN, -1, num_pages, INT32_MAX, 0x40000000}));
+                block_table.push_back(used ? free.back()
+                                           : random.pick({INT32_MIN, -1, num_pages, INT32_MAX, 0x40000000}));
                 if (used) free.pop_back();
             }
             seqused_k.push_back(len);
@@ -312,10 +324,12 @@ private:
             for (int32_t h = 0; h < o.num_heads_q; ++h)
                 for (int32_t d = 0; d < o.head_dim_v; ++d) {
                     answer.out.push_back(out.get(0, row, h, d));
-                    for (int b = 0; b < bytes; ++b) is_output[out.index(0, row, h, d) * bytes + b] = true;
+                    for (int b = 0; b < bytes; ++b)
+                        is_output[out.index(0, row, h, d) * bytes + b] = true;
                 }
         bool clean = true;
-        for (size_t i = 0; i < is_output.size(); ++i) clean &= is_output[i] || out.bytes()[i] == 0xff;
+        for (size_t i = 0; i < is_output.size(); ++i)
+            clean &= is_output[i] || out.bytes()[i] == 0xff;
         EXPECT_TRUE(clean) << "bytes between the rows of out were written";
         for (int32_t h = 0; h < o.num_heads_q; ++h)
             for (int64_t i = 0; i < total_q + 3; ++i) {

@@ -75,7 +75,8 @@ private:
 
 class Plan {
 public:
-    Plan(const PlanConfig& config, const SequenceLengths& lengths) : buffer_(plan_layout(config).bytes, 0xcd), config_(config) {
+    Plan(const PlanConfig& config, const SequenceLengths& lengths)
+        : buffer_(plan_layout(config).bytes, 0xcd), config_(config) {
         plan_on_host(config, costs(), lengths, buffer_.data());
     }
     CostModel costs() const { return cost_model(kKernelTable[config_.kernel]); }

@@ -39,7 +39,8 @@ int main(void) {
     lengths.seqused_k = seqused_k;
     check(varattn_make_plan_cpu(&config, &lengths, plan));
 
-    for (d = 0; d < 16; ++d) v[d] = d < 8 ? 1.0f : 3.0f;
+    for (d = 0; d < 16; ++d)
+        v[d] = d < 8 ? 1.0f : 3.0f;
     memset(&params, 0, sizeof params);
     params.config = config;
     params.q = q;

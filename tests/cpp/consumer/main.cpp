@@ -23,7 +23,8 @@ int main() {
     make_plan_cpu(config, {cu_seqlens_q.data(), nullptr, cu_seqlens_k.data()}, plan);
 
     std::vector<float> q(8, 0.0f), k(16, 1.0f), v(16, 1.0f), out(8), lse(1);
-    for (int d = 8; d < 16; ++d) v[d] = 3.0f;
+    for (int d = 8; d < 16; ++d)
+        v[d] = 3.0f;
     AttentionParams params{};
     params.config = config;
     params.q = q.data();
