@@ -1,5 +1,6 @@
 # make demo | test        on a fresh machine: virtual environment, PyTorch, build, run
 # make build | dev        build; rebuild what changed
+# make resources          write tests/cpp/resources.txt again: registers, spills, shared memory of the Hopper instances
 # make test-gpu | sanitize | bench | bench-trace
 #                         from a built tree, under any Python that has PyTorch (PYTHON=...); ARGS="--fa3 ..."
 #
@@ -14,7 +15,7 @@ INSTALLED := $(VENV)/installed-$(TORCH)
 # cmake and ninja come from the environment, whatever the machine has.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test build dev test-gpu sanitize bench bench-trace clean
+.PHONY: demo test build dev resources test-gpu sanitize bench bench-trace clean
 
 demo: build
 	$(VENV_PYTHON) -m varattn demo
@@ -31,6 +32,9 @@ build: $(INSTALLED)
 
 dev:
 	cmake --build build/cmake
+
+resources: dev
+	build/cmake/tests/cpp/varattn_resources > tests/cpp/resources.txt
 
 $(INSTALLED):
 	$(PYTHON) -m venv $(VENV) || { echo "varattn: on Debian and Ubuntu, 'apt-get install python3-venv' brings the venv module"; exit 1; }

@@ -28,12 +28,15 @@ message(STATUS "varattn: CUDA ${CUDAToolkit_VERSION}")
 target_link_libraries(varattn_objects PUBLIC CUDA::cudart_static)
 target_compile_options(varattn_objects PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -lineinfo>)
 
+set(launcher ${CMAKE_CURRENT_LIST_DIR}/keep_ptxas_info.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
+set_target_properties(varattn_objects PROPERTIES CUDA_COMPILER_LAUNCHER "${launcher}")
+
 # Machine code for the chips that a file is written for. `portable` files run on 8.0 and up: PTX serves newer chips.
 function(varattn_cuda_sources kind)
   if(kind STREQUAL portable)
     set(targets --generate-code=arch=compute_80,code=[sm_80] --generate-code=arch=compute_90,code=[sm_90,compute_90])
   elseif(kind STREQUAL sm90)
-    set(targets --generate-code=arch=compute_90a,code=[sm_90a])
+    set(targets --generate-code=arch=compute_90a,code=[sm_90a] -Xptxas=-v) # see keep_ptxas_info.sh
   endif()
   set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "${targets}")
   target_sources(varattn_objects PRIVATE ${ARGN})
