@@ -51,7 +51,7 @@ SANITIZER_TOOL ?= memcheck
 sanitize:
 	for kernel in sm90 portable; do \
 	    VARATTN_KERNEL=$$kernel PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=python $(SANITIZER) \
-	        --tool $(SANITIZER_TOOL) --kernel-regex kns=varattn --error-exitcode 1 $(PYTHON) tests/sanitize.py || exit 1; \
+	        --tool $(SANITIZER_TOOL) --kernel-name kns=varattn --error-exitcode 1 $(PYTHON) tests/sanitize.py || exit 1; \
 	done
 
 bench:

@@ -328,12 +328,12 @@ def plot(path: Path, results: dict[str, list[StepTimes]], context: dict[str, str
             times = [r.time(name) for r in rows]
             if None not in times:
                 axes.step(places, [t * 1e6 for t in times], color=colour, where="mid", label=label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
         axes.set_ylabel("us of a layer")
         share, ratio = (f.value for f in figures(trace, rows)[:2])
         title = f"{trace}: {share:.0%} of the floor" if share else trace
         axes.set_title(title + (f", FA3 with 32 splits takes {ratio:.2f} x" if ratio else ""), fontsize=10)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="upper left", ncols=4)
     panels[-1].set_xlabel("step")
     picture.suptitle(f"{context['device']}, varattn {context['varattn']}", fontsize=10)
     picture.savefig(path, dpi=130)

@@ -11,26 +11,33 @@ import varattn
 from varattn import timeline
 
 
-def traced(num_records=None):
+def traced(device, num_records=None):
     # Long enough to be split; KV heads of their own.
-    case = Case([1, 40, 3], [3000, 90, 700], num_heads_q=4, num_heads_kv=2, dtype=torch.float32)
-    x = make_inputs(case, "cpu")
+    case = Case([1, 40, 3], [3000, 90, 700], num_heads_q=4, num_heads_kv=2)
+    x = make_inputs(case, device)
     plan = make_plan(x)
     num_tasks = len(plan.items()) * case.num_heads_kv
-    buffer = timeline.trace_buffer(3 * num_tasks if num_records is None else num_records, "cpu")
-    out = varattn.mha_varlen(*x.tensors, **x.lengths, **case.shared_options(), plan=plan, trace=buffer)
+    buffer = timeline.trace_buffer(3 * num_tasks if num_records is None else num_records, device)
+    try:
+        out = varattn.mha_varlen(*x.tensors, **x.lengths, **case.shared_options(), plan=plan, trace=buffer)
+    except RuntimeError as error:
+        if "this kernel writes no trace" not in str(error):
+            raise
+        pytest.skip("this kernel writes no trace")
     want = varattn.mha_varlen(*x.tensors, **x.lengths, **case.shared_options(), plan=plan)
     assert torch.equal(out, want)
     return plan, num_tasks, timeline.read(buffer)
 
 
-def test_every_task_is_there_once_and_those_of_a_thread_follow_each_other(seed):
-    plan, num_tasks, actual = traced()
+def test_every_task_is_there_once_and_those_of_a_place_follow_each_other(device, seed):
+    plan, num_tasks, actual = traced(device)
     assert actual.num_dropped == 0
     tasks = actual.tasks
     ids = tasks["item"].astype(int) * 2 + tasks["kv_head"]
     assert sorted(ids.tolist()) == list(range(num_tasks))
     assert actual.records["begin_ns"].min() == 0 and (tasks["end_ns"] >= tasks["begin_ns"]).all()
+    if device != "cpu":  # an SM's next task begins with its loads, while this one ends; merges need not be told
+        return
     for thread in np.unique(tasks["sm"]):
         mine = tasks[tasks["sm"] == thread]
         assert (mine["begin_ns"][1:] >= mine["end_ns"][:-1]).all(), "a thread does one task at a time"
@@ -39,15 +46,15 @@ def test_every_task_is_there_once_and_those_of_a_thread_follow_each_other(seed):
 
 
 @pytest.mark.parametrize("num_records", [0, 3])
-def test_a_small_buffer_counts_what_it_drops(seed, num_records):
-    _, num_tasks, actual = traced(num_records)
+def test_a_small_buffer_counts_what_it_drops(device, seed, num_records):
+    _, num_tasks, actual = traced(device, num_records)
     assert len(actual.records) == num_records
     assert actual.num_dropped >= num_tasks - num_records
 
 
-def test_chrome_trace_and_picture(seed, tmp_path):
+def test_chrome_trace_and_picture(device, seed, tmp_path):
     pytest.importorskip("matplotlib")
-    plan, num_tasks, actual = traced()
+    plan, num_tasks, actual = traced(device)
     timeline.write_chrome(tmp_path / "t.json", plan, actual)
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     for process in (1, 2):
