@@ -28,10 +28,10 @@ from inputs import StepInputs
 from peers import Fa3
 from report import plot, print_table
 from steps import BenchStep, fixed_steps
-from targets import is_measured, misses, target_of
+from targets import OUR_PLAN, is_measured, misses, target_of
 from timing import Timing, captured, measure_rates, time_alternating
 
-OURS, OUR_PLAN, FA3_PLAN = "varattn", "varattn plan", "FA3 plan alone"
+OURS, FA3_PLAN = "varattn", "FA3 plan alone"
 
 
 @dataclass
@@ -215,7 +215,7 @@ def main(
     held = [r for r in rows if device == "cuda" and sm_margin == 0 and is_measured(r, by_title)]
     missed = {r.step.title: misses(r, by_title, context["device"], rates[1]) for r in held}
     missed = {title: words for title, words in missed.items() if words}
-    verdicts = {r.step.title: f"{target_of(r.step).text} {'MISSED' if r.step.title in missed else 'met'}" for r in held}
+    verdicts = {r.step.title: f"{target_of(r).text} {'MISSED' if r.step.title in missed else 'met'}" for r in held}
     print_table(console, rows, dry=device == "cpu", verdicts=verdicts)
     if plot_file:
         plot_file.parent.mkdir(parents=True, exist_ok=True)

@@ -49,19 +49,20 @@ def test_titles_are_unique_and_ragged_lengths_are_fixed():
 
 
 def test_targets_are_of_steps_that_exist():
+    from bench import Row
     from steps import fixed_steps
     from targets import FP16, TARGETS, target_of
 
     steps = {s.title: s for s in fixed_steps()}
     assert set(TARGETS) <= set(steps)
-    assert all(target_of(steps[title]) is target for title, target in TARGETS.items())
-    assert target_of(replace(steps["decode b1 k64k, p16"], dtype="float16")) is FP16
+    assert target_of(Row(steps["decode b1 k64k, p16"], 1.0, 132)) is TARGETS["decode b1 k64k, p16"]
+    assert target_of(Row(replace(steps["decode b1 k64k, p16"], dtype="float16"), 1.0, 132)) is FP16
 
 
 def test_a_row_is_held_to_its_target():
     from bench import FA3_PLAN, OURS, Row
     from steps import fixed_steps
-    from targets import is_measured, misses
+    from targets import OUR_PLAN, is_measured, misses
     from timing import Timing
 
     steps = {s.title: s for s in fixed_steps()}
@@ -91,6 +92,10 @@ def test_a_row_is_held_to_its_target():
     half = row(decode, 105e-6, dtype="float16")
     assert words(half, row(decode, 100e-6)) == ["share of bfloat16 0.95 < 0.98"]
     assert words(half, row(decode, 104e-6)) == []
+    many = row("decode b1024 k1k, p16", 100e-6, 120e-6)
+    assert words(many) == [], "its planner was not timed"
+    assert words(replace(many, times=many.times | {OUR_PLAN: Timing.of([5e-6])})) == []
+    assert words(replace(many, times=many.times | {OUR_PLAN: Timing.of([6e-6])})) == ["plan 6.0 us > 5.0 us"]
     assert words(row("skew 1x128k + 899x256, p16", 1.0)) is None, "no target"
 
 
