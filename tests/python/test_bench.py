@@ -55,7 +55,7 @@ def test_targets_are_of_steps_that_exist():
 
     steps = {s.title: s for s in fixed_steps()}
     assert set(TARGETS) <= set(steps)
-    assert target_of(Row(steps["decode b1 k64k, p16"], 1.0, 132)) is TARGETS["decode b1 k64k, p16"]
+    assert target_of(Row(steps["decode b1 k64k, p16"], 1.0, 132)) == TARGETS["decode b1 k64k, p16"]
     assert target_of(Row(replace(steps["decode b1 k64k, p16"], dtype="float16"), 1.0, 132)) is FP16
 
 
