@@ -24,15 +24,17 @@ struct Config {
     static constexpr int kDim = kDim_;
     static constexpr int kBlockN = kDim == 256 ? 64 : 128;
     static constexpr int kParts = kDim / kPartDims;
-    static constexpr int kQPartBytes = kTileRows * 128;      // the same rows, 64 dims further on
+    static constexpr int kQPartBytes = kTileRows * 128;  // the same rows, 64 dims further on
     static constexpr int kKvPartBytes = kBlockN * 128;
     static constexpr int kQBytes = kParts * kQPartBytes;
     static constexpr int kStageBytes = kParts * kKvPartBytes;  // a K or a V block
     static constexpr int kQSlots = kDim == 256 ? 1 : 2;
-    static constexpr int kStages = kDim == 64 ? 10 : 5;        // 160 KiB of K and V in flight
+    static constexpr int kStages = kDim == 64 ? 10 : 5;  // 160 KiB of K and V in flight
     static constexpr bool kHasDecode = kDim != 256;
-    // Registers of a thread: the accumulators of the consumers need nearly all of an SM's 64 K.
-    static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+    // Registers of a thread: the accumulators of the consumers need nearly all that the CTA is launched with, which is 168 for
+    // each thread.
+    static constexpr int kProducerRegisters = 48, kConsumerRegisters = 224;
+    static_assert(32 * (kProducerWarps * kProducerRegisters + kConsumerWarps * kConsumerRegisters) <= kThreads * 168);
 };
 
 inline constexpr int kItemSlots = 4;

@@ -57,9 +57,12 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const __grid_con
     extern __shared__ char raw[];
     auto& sm = *reinterpret_cast<SharedMemory<C>*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
     const int warp = static_cast<int>(warp_uniform(threadIdx.x / 32)), lane = threadIdx.x % 32;
-    if (!accept_plan(p, lane)) return;
-
     if (threadIdx.x == 0) {
+        for (const CUtensorMap* map : {&p.q_prefill, &p.q_decode, &p.k, &p.v})
+            tma_prefetch_descriptor(map);
+        if (p.has_whole)
+            for (const CUtensorMap* map : {&p.k_whole, &p.v_whole})
+                tma_prefetch_descriptor(map);
         for (int i = 0; i < C::kQSlots; ++i) {
             mbarrier_init(&sm.q_full[i], 1);
             mbarrier_init(&sm.q_empty[i], kConsumerWarps);
@@ -75,6 +78,10 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const __grid_con
         mbarrier_init_fence();
         fence_async_proxy();
     }
+    // Up to here while the kernel before, perhaps the planner, still runs.
+    allow_next_kernel();
+    await_previous_kernel();
+    if (!accept_plan(p, lane)) return;
     __syncthreads();
     if (warp >= kConsumerWarps) {
         lower_register_limit<C::kProducerRegisters>();

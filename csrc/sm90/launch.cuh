@@ -21,8 +21,22 @@ void launch_instance(const LaunchParams& params, cudaStream_t stream) {
                    "mha_varlen", "cudaFuncSetAttribute");
         ready.fetch_or(bit, std::memory_order_relaxed);
     }
-    attention_kernel<C><<<params.a.config.num_ctas, kThreads, kSharedBytes, stream>>>(params);
-    check_cuda(cudaGetLastError(), "mha_varlen", "launch");
+    const int num_ctas = params.a.config.num_ctas;
+    // Unless SMs are to be left free: waiting CTAs would take them.
+    int num_sms = 0;
+    check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device), "mha_varlen",
+               "cudaDeviceGetAttribute");
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(num_ctas);
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = kSharedBytes;
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = num_ctas == num_sms ? 1 : 0;
+    check_cuda(cudaLaunchKernelEx(&config, attention_kernel<C>, params), "mha_varlen", "launch");
 }
 
 // One a file (instance_*.cu), so that they compile side by side.

@@ -35,9 +35,10 @@ __device__ __forceinline__ float tanh_fast(float x) {
 
 // The same number, but the compiler does not know it: or it would compute every address that depends on the thread alone
 // before the loop over items, and spill them.
-__device__ __forceinline__ int opaque(int thread) {
-    asm volatile("" : "+r"(thread));
-    return thread;
+template <class I>
+__device__ __forceinline__ I opaque(I x) {
+    asm volatile("" : "+r"(x));
+    return x;
 }
 
 template <class C>

@@ -16,8 +16,8 @@ namespace varattn::sm90 {
 // other rows of the tile.
 template <int kScores>
 struct RowSoftmax {
-    float top[2] = {-INFINITY, -INFINITY},
-          sum[2] = {0.f, 0.f};  // maximum of raw scores; this thread's share of the sum
+    float top[2] = {-INFINITY, -INFINITY};  // maximum of raw scores
+    float sum[2] = {0.f, 0.f};              // this thread's share
 
     // Takes in the scores' maxima. Sets what to subtract in base 2, and the factors for what was accumulated before.
     __device__ __forceinline__ void raise(const float (&s)[kScores], float scale_log2, float (&offset)[2],

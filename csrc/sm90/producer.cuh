@@ -14,8 +14,9 @@ namespace varattn::sm90 {
 
 using namespace device;
 
-// Pops tasks from the end of the queue that the plan assigns to this CTA, and publishes them. Work is fetched two items
-// ahead: the index of the item after next and the words of the next are in flight while the current one is copied.
+// Takes tasks from the end of the queue that the plan assigns to this CTA, and publishes them. The first one is known from
+// the plan. Each next one is popped while the last blocks of the one before are copied: early enough to hide two trips to
+// memory, late enough to leave it to a CTA that is free sooner.
 template <class C>
 struct Scheduler {
     const LaunchParams& p;
@@ -24,9 +25,10 @@ struct Scheduler {
     const PlanHeader* header;
     const WorkItem* items;
     QueueState* queue;
-    uint32_t num_tasks, num_front_items;
+    uint32_t num_tasks, num_front_items, num_front_ctas;
     bool from_front;
-    unsigned long long popped;  // in flight
+    enum { kNone, kPopped, kFetched } next = kNone;
+    unsigned long long popped;  // the answer is in flight
     bool any;                   // there is a next item
     int32_t head_kv;            // of the next item
     int32_t words;              // word `lane` of the next item
@@ -41,22 +43,34 @@ struct Scheduler {
           queue(static_cast<QueueState*>(p.a.workspace)),
           num_tasks(header->num_items * p.a.config.num_heads_kv),
           num_front_items(header->num_front_items),
-          from_front(static_cast<int>(blockIdx.x) < header->num_front_ctas) {
-        pop();
-        fetch();
-        pop();
+          num_front_ctas(header->num_front_ctas),
+          from_front(blockIdx.x < num_front_ctas) {
+        fetch(from_front ? blockIdx.x : num_front_ctas, from_front ? 0 : blockIdx.x - num_front_ctas);
     }
 
     __device__ __forceinline__ void pop() {
         if (lane == 0) popped = atomicAdd(&queue->popped, from_front ? 1ull : 1ull << 32);
+        next = kPopped;
     }
-    __device__ __forceinline__ void fetch() {
+    // Of the task that was popped after the first ones, which took no atomic.
+    __device__ __forceinline__ void fetch_popped() {
         const unsigned long long at = __shfl_sync(~0u, popped, 0);
-        const uint32_t front = static_cast<uint32_t>(at), back = static_cast<uint32_t>(at >> 32);
+        fetch(num_front_ctas + static_cast<uint32_t>(at), gridDim.x - num_front_ctas + static_cast<uint32_t>(at >> 32));
+    }
+    // Starts to load the item of the task that was popped after `front` others from the front and `back` from the back.
+    __device__ __forceinline__ void fetch(uint32_t front, uint32_t back) {
+        next = kFetched;
         any = front + back < num_tasks;
         if (!any) return;
         const uint32_t item = locate(from_front ? front : num_tasks - 1 - back);
         if (lane < 16) words = reinterpret_cast<const int32_t*>(items + item)[lane];
+    }
+    // To be called before each block of an item is copied.
+    __device__ __forceinline__ void prepare(int blocks_left) {
+        if (next == kNone && blocks_left <= 4)
+            pop();
+        else if (next == kPopped && blocks_left <= 2)
+            fetch_popped();
     }
     // The item of a task; sets head_kv. The heads of a decode item are neighbours in the queue, since their keys are
     // neighbours in memory. Prefill items come in sections of as few heads as fill the GPU twice, so that the tiles that
@@ -74,9 +88,10 @@ struct Scheduler {
         head_kv = static_cast<int32_t>(first_head + task % heads);
         return task / heads;
     }
-    // Publishes the next item, or the end. Returns whether there was one.
-    __device__ __forceinline__ bool publish() {
-        const bool published = any;
+    // Publishes the next item, or the end.
+    __device__ __forceinline__ void publish() {
+        if (next == kNone) pop();
+        if (next == kPopped) fetch_popped();
         mbarrier_wait(&sm.item_empty[slot.stage], slot.empty_parity());
         ItemSlot& to = sm.items[slot.stage];
         if (lane < 16) reinterpret_cast<int32_t*>(&to.item)[lane] = words;
@@ -84,11 +99,7 @@ struct Scheduler {
         __syncwarp();
         if (lane == 0) mbarrier_arrive(&sm.item_full[slot.stage]);
         slot.advance();
-        if (any) {
-            fetch();
-            pop();
-        }
-        return published;
+        next = kNone;
     }
     // The last CTA to leave restores the queue.
     __device__ __forceinline__ void leave() {
@@ -186,7 +197,7 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
         if (has_late_v) copy(late_v, &p.v, &p.v_whole);
         has_late_v = false;
     };
-    auto copy_item = [&](const Work& w) {
+    auto copy_item = [&](const Work& w, auto&& prepare) {
         if (is_scheduler) load_q<C>(p, sm, w, q_slot);
         auto box_start = [&](int block) {
             return lane < boxes ? find_box(p, w, block * C::kBlockN + (first_box + lane) * p.box_rows) : BoxStart{};
@@ -195,6 +206,7 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
         const bool whole = p.has_whole && (w.decode || num_boxes == 1);
         BoxStart next = box_start(w.block_end - 1);
         for (int block = w.block_end - 1; block >= w.block_end - w.num_blocks; --block) {
+            prepare(block - (w.block_end - w.num_blocks) + 1);
             const BlockSource source{next, w.head_kv, whole};
             if (block > w.block_end - w.num_blocks) next = box_start(block - 1);
             copy(source, &p.k, &p.k_whole);
@@ -203,8 +215,8 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
             has_late_v = true;
         }
     };
-    // `publish` does something in the scheduler warp only.
-    auto run = [&](auto&& publish) {
+    // `publish` and `prepare` do something in the scheduler warp only.
+    auto run = [&](auto&& publish, auto&& prepare) {
         for (;;) {
             publish();
             mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());
@@ -214,7 +226,7 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
             if (is_scheduler && w.status && lane == 0) atomicOr(&static_cast<PlanHeader*>(p.a.plan)->status, w.status);
             const bool chained = is_chained<C>(w);
             if (!chained) copy_late_v();
-            if (w.num_rows > 0 && w.num_blocks > 0) copy_item(w);
+            if (w.num_rows > 0 && w.num_blocks > 0) copy_item(w, prepare);
             if (!chained) copy_late_v();
             __syncwarp();
             if (lane == 0) mbarrier_arrive(&sm.item_empty[slot.stage]);
@@ -224,10 +236,10 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
     };
     if (is_scheduler) {
         Scheduler<C> scheduler(p, sm, lane);
-        run([&] { scheduler.publish(); });
+        run([&] { scheduler.publish(); }, [&](int blocks_left) { scheduler.prepare(blocks_left); });
         scheduler.leave();
     } else {
-        run([] {});
+        run([] {}, [](int) {});
     }
 }
 
