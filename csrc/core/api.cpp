@@ -114,7 +114,7 @@ PlanConfig make_plan_config(const Device& device, const PlanOptions& given, cons
     const int32_t head_dim_v = given.head_dim_v == 0 ? given.head_dim : given.head_dim_v;
     const KernelConfig& kernel = check.choose_kernel(group, head_dim_v);
     check.require_range("num_splits", given.num_splits, 0, kMaxNumSplits);
-    check.require_range("device.num_sms", device.num_sms, 1, 1 << 16);
+    check.require_range("device.num_sms", device.num_sms, 1, kMaxSms);
     check.require_range("sm_margin", given.sm_margin, 0, device.num_sms - 1);
     check.require_range("max_seqs", given.max_seqs, 0, kMaxSeqs);
     check.require_range("max_total_q", given.max_total_q, 0, kMaxPackedRows / group);
@@ -127,8 +127,7 @@ PlanConfig make_plan_config(const Device& device, const PlanOptions& given, cons
     c.head_dim = given.head_dim;
     c.head_dim_v = head_dim_v;
     c.tile_rows = kernel.tile_rows;
-    // The modes add up keys in different orders: one mode for all, where bits must not depend on the tile.
-    c.tile_rows_decode = given.batch_invariant ? 0 : kernel.tile_rows_decode;
+    c.tile_rows_decode = kernel.tile_rows_decode;
     c.block_n = kernel.block_n;
     c.window_left = check.window("window_size[0]", given.window_left);
     c.window_right = check.window("window_size[1]", given.window_right);

@@ -11,9 +11,9 @@ struct PlannedTile {
     int32_t seq, index;
     Tile tile;
     bool decode;
-    int32_t cost;
+    int32_t cost, segments;
     int32_t num_splits = 1;
-    int32_t first_piece = 0;
+    int32_t first_slot = 0;
 
     int32_t blocks() const { return tile.blocks.end - tile.blocks.begin; }
     int32_t rows() const { return tile.rows.end - tile.rows.begin; }
@@ -26,7 +26,7 @@ int32_t choose_target(const PlanConfig& c, const CostModel& costs, const Shares&
         const int32_t target = wave_target(costs, shares.fair_share[decode], decode, i);
         int64_t pieces = 0;
         for (const PlannedTile& t : tiles)
-            if (t.decode == decode) pieces += splits_of(c, t.cost, t.blocks(), target);
+            if (t.decode == decode) pieces += splits_of(c, t.cost, t.segments, target);
         if (fits_one_wave(c, pieces, shares.ctas[decode])) return target;
     }
     return queue_target(costs, shares.fair_share[decode], decode);
@@ -88,7 +88,7 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
         for (int32_t t = 0; t < num_tiles(shape, seqs[i].q_len); ++t) {
             const Tile tile = tile_at(c, shape, seqs[i].q_len, seqs[i].kv_len, t);
             const int32_t cost = item_cost(costs, decode, tile.blocks.end - tile.blocks.begin);
-            tiles.push_back({i, t, tile, decode, cost});
+            tiles.push_back({i, t, tile, decode, cost, segments_of(shape, tile.blocks)});
             totals.cost[decode] += cost;
             totals.tiles[decode] += 1;
         }
@@ -99,31 +99,32 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
     int32_t targets[2];
     for (const bool decode : {false, true})
         targets[decode] = choose_target(c, costs, shares, decode, tiles);
-    int32_t pieces[2] = {};
+    int32_t slots_before[2] = {};
     for (PlannedTile& t : tiles) {
-        const int32_t splits = splits_of(c, t.cost, t.blocks(), targets[t.decode]);
+        const int32_t splits = splits_of(c, t.cost, t.segments, targets[t.decode]);
         if (splits < 2) continue;
-        if (pieces[t.decode] + splits <= max_pieces(c, t.decode)) {
-            t.num_splits = splits;
-            t.first_piece = pieces[t.decode];
-            header.num_split_tiles += 1;
-            header.num_partial_rows += splits * t.rows();
-        }
-        pieces[t.decode] +=
-            splits;  // counted even where there was no room left: a prefix sum, which the device can take
+        const int32_t slots = slots_of(c, t.decode, splits, t.segments);
+        t.first_slot = slots_before[t.decode];
+        slots_before[t.decode] += slots;  // even where there is no room: a prefix sum, which the device can take
+        if (slots_before[t.decode] > max_slots(c, t.decode)) continue;
+        t.num_splits = splits;
+        header.num_split_tiles += 1;
+        header.num_partial_rows += slots * t.rows();
     }
 
     std::vector<const PlannedTile*> order;
     for (const PlannedTile& t : tiles)
         order.push_back(&t);
-    auto key = [&](const PlannedTile* t) { return order_key(costs, t->decode, t->blocks(), t->num_splits); };
+    auto key = [&](const PlannedTile* t) {
+        return order_key(costs, t->decode, largest_piece(shape, t->blocks(), t->segments, t->num_splits));
+    };
     std::stable_sort(order.begin(), order.end(), [&](auto* a, auto* b) { return key(a) < key(b); });
 
     auto* items = reinterpret_cast<WorkItem*>(static_cast<char*>(plan) + plan_layout(c).items);
     for (const PlannedTile* t : order) {
         for (int32_t s = 0; s < t->num_splits; ++s)
-            items[header.num_items++] = make_item(c, costs, t->seq, seqs[t->seq], t->decode, t->index, t->tile, s,
-                                                  t->num_splits, t->first_piece);
+            items[header.num_items++] = make_item(c, costs, shape, t->seq, seqs[t->seq], t->decode, t->index, t->tile,
+                                                  s, t->num_splits, t->first_slot);
         if (!t->decode) header.num_front_items = header.num_items;
     }
     std::memcpy(plan, &header, sizeof header);

@@ -14,6 +14,7 @@ inline constexpr int32_t kMaxLength = 1 << 29;
 // Capacities that make_plan_config accepts, so that every count and index of the planner fits 32 bits, and every sum of
 // costs (times the number of CTAs or of KV heads) 63 bits.
 inline constexpr int32_t kMaxHeads = 1 << 16;
+inline constexpr int32_t kMaxSms = 1 << 12;
 inline constexpr int32_t kMaxSeqs = 1 << 24;
 inline constexpr int32_t kMaxPackedRows = 1 << 29;  // max_total_q * group size
 inline constexpr int64_t kMaxTasks = 1 << 29;       // work items times KV heads
@@ -22,11 +23,16 @@ inline constexpr int64_t kMaxTasks = 1 << 29;       // work items times KV heads
 // launches leave them at zero: a workspace that is large enough serves any config, in any order.
 inline constexpr int32_t kArrivalCounters = 1 << 14;
 
-// Pieces of split tiles, prefill or decode, that the planner makes at most: partial results are bounded by the size of the
-// GPU, not by the batch. Pieces of at least half a fair share make no more than this, so the bound is hardly ever met.
-VARATTN_HD constexpr int32_t max_pieces(const PlanConfig& c, bool decode) {
+// With batch_invariant, partial results are per segment: as many keys, from a multiple of as many.
+inline constexpr int32_t kSegmentKeys = 4096;
+
+// Slots for the partial results of split tiles, prefill or decode: bounded by the size of the GPU, not by the batch. A piece
+// takes one (with batch_invariant: one for each of its segments). Pieces of at least half a fair share are no more than
+// four for each CTA, so the bound is hardly ever met.
+VARATTN_HD constexpr int32_t max_slots(const PlanConfig& c, bool decode) {
     if (c.num_splits == 1 || (decode && c.tile_rows_decode == 0)) return 0;
-    return min_of(max_of(ceil_div(4 * c.num_ctas, c.num_heads_kv), 2), kArrivalCounters / c.num_heads_kv);
+    const int32_t for_each_cta = decode && c.batch_invariant ? 16 : 4;
+    return min_of(max_of(ceil_div(for_each_cta * c.num_ctas, c.num_heads_kv), 2), kArrivalCounters / c.num_heads_kv);
 }
 
 // Packed rows of a prefill tile: whole tokens, or, for groups larger than the tile, a part of one token's heads.
@@ -42,19 +48,19 @@ VARATTN_HD constexpr int32_t max_tiles(const PlanConfig& c) {
 }
 
 VARATTN_HD constexpr int32_t max_items(const PlanConfig& c) {
-    return max_tiles(c) + max_pieces(c, false) + max_pieces(c, true);
+    return max_tiles(c) + max_slots(c, false) + max_slots(c, true);
 }
 
 VARATTN_HD constexpr int64_t max_tasks(const PlanConfig& c) { return int64_t{max_items(c)} * c.num_heads_kv; }
 
-// Words of planner scratch: for each sequence, for each tile (see cuda/planner.cu).
-inline constexpr int kSeqScratchWords = 5, kTileScratchWords = 8;
+// Words of planner scratch: for each sequence, tile, item (see cuda/planner.cu).
+inline constexpr int kSeqScratchWords = 5, kTileScratchWords = 4, kItemScratchWords = 2;
 
 struct PlanLayout {
     int64_t items;   // WorkItem[max_items]
     int64_t seqs;    // scratch: int32 (max_seqs, 4), int32 (max_seqs)
     int64_t tiles;   // scratch: int32 (max_tiles, kTileScratchWords)
-    int64_t order;   // scratch: int32 (max_items): the tile of each item
+    int64_t order;   // scratch: int32 (max_items, kItemScratchWords)
     int64_t bytes;
 };
 
@@ -64,7 +70,7 @@ VARATTN_HD constexpr PlanLayout plan_layout(const PlanConfig& c) {
     l.seqs = l.items + int64_t{max_items(c)} * static_cast<int64_t>(sizeof(WorkItem));
     l.tiles = l.seqs + round_up<int64_t>(int64_t{kSeqScratchWords} * c.max_seqs * 4, 64);
     l.order = l.tiles + round_up<int64_t>(int64_t{kTileScratchWords} * max_tiles(c) * 4, 64);
-    l.bytes = l.order + round_up<int64_t>(int64_t{max_items(c)} * 4, 64);
+    l.bytes = l.order + round_up<int64_t>(int64_t{max_items(c)} * kItemScratchWords * 4, 64);
     return l;
 }
 
@@ -84,7 +90,7 @@ struct WorkspaceLayout {
 
 VARATTN_HD constexpr WorkspaceLayout workspace_layout(const PlanConfig& c) {
     WorkspaceLayout l{};
-    l.partial_rows = int64_t{max_pieces(c, false)} * c.tile_rows + int64_t{max_pieces(c, true)} * c.tile_rows_decode;
+    l.partial_rows = int64_t{max_slots(c, false)} * c.tile_rows + int64_t{max_slots(c, true)} * c.tile_rows_decode;
     l.arrivals = sizeof(QueueState);
     l.partial_lse = l.arrivals + int64_t{kArrivalCounters} * 4;
     l.partial_out = l.partial_lse + round_up<int64_t>(l.partial_rows * c.num_heads_kv * 4, 128);

@@ -50,7 +50,7 @@ public:
             sorted_.resize(header_.num_items);
             std::iota(sorted_.begin(), sorted_.end(), 0);
             std::sort(sorted_.begin(), sorted_.end(), [&](int32_t a, int32_t b) { return precedes(a, b); });
-            check_tiles() && check_partials() && check_order();
+            check_tiles() && measure_tiles() && check_partials() && check_order();
         }
         return fault_.text;
     }
@@ -82,11 +82,12 @@ private:
             if (!fault_.require(w.seq >= 0 && w.seq < c_.max_seqs, "item ", i, ": seq ", w.seq)) return false;
             const SequenceShape& s = seqs_[w.seq];
             const int64_t rows = int64_t{s.q_len} * group_;
-            const bool decode = rows <= c_.tile_rows_decode;
+            const bool decode = is_decode(w);
             fault_.require(
                 w.q_begin == s.q_begin && w.q_len == s.q_len && w.k_begin == s.k_begin && w.kv_len == s.kv_len, "item ",
                 i, ": lengths of another sequence");
-            fault_.require(w.flags == (decode ? kItemDecode : 0), "item ", i, ": flags ", w.flags);
+            fault_.require(w.flags == (decode && !c_.batch_invariant ? kItemDecode : 0), "item ", i, ": flags ",
+                           w.flags);
             fault_.require(w.row_begin >= 0 && w.row_begin < w.row_end && w.row_end <= rows &&
                                w.row_end - w.row_begin <= (decode ? c_.tile_rows_decode : c_.tile_rows),
                            "item ", i, ": rows ", w.row_begin, ", ", w.row_end);
@@ -106,6 +107,8 @@ private:
                        "num_front_ctas: ", header_.num_front_ctas, " leaves no CTA to one end");
         return fault_.text.empty();
     }
+
+    bool is_decode(const WorkItem& w) const { return int64_t{seqs_[w.seq].q_len} * group_ <= c_.tile_rows_decode; }
 
     bool precedes(int32_t a, int32_t b) const {
         const WorkItem &x = items_[a], &y = items_[b];
@@ -144,7 +147,8 @@ private:
             seen.end = any ? std::max(seen.end, keys.end) : keys.end;
             any = true;
         }
-        int32_t block = w.block_begin, smallest = w.block_end - w.block_begin, largest = smallest;
+        const int32_t unit = c_.batch_invariant ? kSegmentKeys / c_.block_n : 1;
+        int32_t block = w.block_begin, smallest = 0x7fffffff, largest = 0;
         for (int32_t split = 0; split < w.num_splits; ++split, ++next) {
             const bool more = next < sorted_.size();
             const WorkItem& x = items_[sorted_[more ? next : 0]];
@@ -156,15 +160,39 @@ private:
                                 " is not there, or does not go on where the last one ends"))
                 return false;
             block = x.block_end;
-            smallest = std::min(smallest, x.block_end - x.block_begin);
-            largest = std::max(largest, x.block_end - x.block_begin);
+            const bool is_last = split == w.num_splits - 1;
+            fault_.require(is_last || block % unit == 0, "sequence ", seq, ", tile ", tile, ": split ", split,
+                           " ends at block ", block, ", not at a multiple of ", unit);
+            const int32_t units = segments(x.block_begin, block, unit);
+            smallest = std::min(smallest, units);
+            largest = std::max(largest, units);
         }
         fault_.require(largest - smallest <= 1, "sequence ", seq, ", tile ", tile, ": splits of ", smallest, " and ",
-                       largest, " blocks");
+                       largest, " times ", unit, " blocks");
         const bool exact = any ? w.block_begin == seen.begin / c_.block_n && block == (seen.end - 1) / c_.block_n + 1
                                : w.block_begin == block;
         return fault_.require(exact, "sequence ", seq, ", tile ", tile, ": blocks ", w.block_begin, ", ", block,
                               " for keys ", seen.begin, ", ", seen.end);
+    }
+
+    static int32_t segments(int32_t begin, int32_t end, int32_t unit) {
+        return begin < end ? (end - 1) / unit - begin / unit + 1 : 0;
+    }
+
+    // Blocks and segments of each item's whole tile.
+    bool measure_tiles() {
+        tile_blocks_.resize(header_.num_items);
+        tile_segments_.resize(header_.num_items);
+        const int32_t unit = c_.batch_invariant ? kSegmentKeys / c_.block_n : 1;
+        for (size_t first = 0; first < sorted_.size();) {
+            const WorkItem& w = items_[sorted_[first]];
+            const int32_t end = items_[sorted_[first + w.num_splits - 1]].block_end;
+            for (int32_t s = 0; s < w.num_splits; ++s, ++first) {
+                tile_blocks_[sorted_[first]] = end - w.block_begin;
+                tile_segments_[sorted_[first]] = segments(w.block_begin, end, unit);
+            }
+        }
+        return true;
     }
 
     // Split tiles have counters and rows of partial results of their own, within the workspace.
@@ -176,8 +204,9 @@ private:
             const WorkItem& w = items_[i];
             if (w.num_splits == 1 || w.split != 0) continue;
             ++tiles;
-            rows += int64_t{w.num_splits} * (w.row_end - w.row_begin);
-            const int64_t end = w.partial_row + int64_t{w.num_splits} * (w.row_end - w.row_begin);
+            const int64_t slots = c_.batch_invariant ? tile_segments_[i] : w.num_splits;
+            rows += slots * (w.row_end - w.row_begin);
+            const int64_t end = w.partial_row + slots * (w.row_end - w.row_begin);
             if (!fault_.require(w.split_tile >= 0 && w.split_tile < counters && !counter_used[w.split_tile], "item ", i,
                                 ": counter ", w.split_tile, " is another tile's, or none") ||
                 !fault_.require(w.partial_row >= 0 && end <= workspace_rows, "item ", i, ": partial rows ",
@@ -197,15 +226,10 @@ private:
 
     // Sorted by key, ties in order of (sequence, tile, split).
     bool check_order() {
-        std::vector<int32_t> tile_blocks(header_.num_items);  // of an item's whole tile
-        for (size_t first = 0; first < sorted_.size();) {
-            const WorkItem& w = items_[sorted_[first]];
-            const int32_t blocks = items_[sorted_[first + w.num_splits - 1]].block_end - w.block_begin;
-            for (int32_t s = 0; s < w.num_splits; ++s)
-                tile_blocks[sorted_[first++]] = blocks;
-        }
         auto key = [&](int32_t i) {
-            return order_key(costs_, items_[i].flags & kItemDecode, tile_blocks[i], items_[i].num_splits);
+            const WorkItem& w = items_[i];
+            const int32_t largest = largest_piece(tile_shape(c_), tile_blocks_[i], tile_segments_[i], w.num_splits);
+            return order_key(costs_, is_decode(w), largest);
         };
         for (int32_t i = 1; i < header_.num_items; ++i)
             if (!fault_.require(key(i - 1) < key(i) || (key(i - 1) == key(i) && precedes(i - 1, i)), "items ", i - 1,
@@ -221,6 +245,7 @@ private:
     std::vector<SequenceShape> seqs_;
     PlanHeader header_;
     const WorkItem* items_;
+    std::vector<int32_t> tile_blocks_, tile_segments_;
     std::vector<int32_t> sorted_;  // item indices by (sequence, first row, split)
     Fault fault_;
 };

@@ -53,11 +53,14 @@ struct TileShape {
     int32_t rows, tokens;  // of a prefill tile; tokens 0: a group fills more than one tile
     int32_t decode_rows;
     int32_t block_n_log2;
+    int32_t segment_log2;  // blocks of a segment: tiles are cut at its multiples
 };
 
 VARATTN_HD constexpr TileShape tile_shape(const PlanConfig& c) {
     const int32_t group = group_size(c), tokens = c.tile_rows / group;
-    return {group, tokens > 0 ? tokens * group : c.tile_rows, tokens, c.tile_rows_decode, log2_floor(c.block_n)};
+    const int32_t rows = tokens > 0 ? tokens * group : c.tile_rows;
+    const int32_t segment_log2 = c.batch_invariant ? log2_floor(kSegmentKeys / c.block_n) : 0;
+    return {group, rows, tokens, c.tile_rows_decode, log2_floor(c.block_n), segment_log2};
 }
 
 VARATTN_HD constexpr bool is_decode(const TileShape& shape, int32_t q_len) {
@@ -116,7 +119,7 @@ VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces, int
 struct Shares {
     int32_t front_ctas;
     int32_t ctas[2];        // that an end of the queue is planned for
-    int32_t fair_share[2];  // average load of these
+    int64_t fair_share[2];  // average load of these
     bool may_be_wave[2];    // every tile can have a CTA of its own
 };
 
@@ -144,8 +147,7 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const CostModel& m, 
     }
     for (int kind = 0; kind < 2; ++kind) {
         s.ctas[kind] = max_of(kind == 1 ? c.num_ctas - s.front_ctas : s.front_ctas, 1);
-        const uint64_t fair = uint64_t{ceil_div<uint32_t>(kind == 1 ? decode : prefill, s.ctas[kind])} << shift;
-        s.fair_share[kind] = static_cast<int32_t>(min_of<uint64_t>(fair, 0x7fffffff));
+        s.fair_share[kind] = int64_t{ceil_div<uint32_t>(kind == 1 ? decode : prefill, s.ctas[kind])} << shift;
         s.may_be_wave[kind] = t.tiles[kind] > 0 && fits_one_wave(c, t.tiles[kind], s.ctas[kind]);
     }
     return s;
@@ -162,27 +164,49 @@ VARATTN_HD constexpr int32_t least_piece(const CostModel& m, bool decode) {
     return kLeastPieceItems * (decode ? m.item_decode : m.item);
 }
 
-VARATTN_HD constexpr int32_t wave_target(const CostModel& m, int32_t fair_share, bool decode, int i) {
-    const int64_t fair = max_of(least_piece(m, decode), fair_share);
+VARATTN_HD constexpr int32_t wave_target(const CostModel& m, int64_t fair_share, bool decode, int i) {
+    const int64_t fair = max_of<int64_t>(least_piece(m, decode), fair_share);
     return static_cast<int32_t>(min_of<int64_t>(fair + (fair + 31) / 32 * i, 0x7fffffff));
 }
 
-VARATTN_HD constexpr int32_t queue_target(const CostModel& m, int32_t fair_share, bool decode) {
-    return max_of(least_piece(m, decode), fair_share / 2 + fair_share % 2);
+VARATTN_HD constexpr int32_t queue_target(const CostModel& m, int64_t fair_share, bool decode) {
+    const int64_t target = max_of<int64_t>(least_piece(m, decode), (fair_share + 1) / 2);
+    return static_cast<int32_t>(min_of<int64_t>(target, 0x7fffffff));
 }
 
-VARATTN_HD constexpr int32_t splits_of(const PlanConfig& c, int32_t cost, int32_t blocks, int32_t target) {
-    if (c.num_splits == 1 || c.batch_invariant || blocks < 2 || cost <= target) return 1;
+VARATTN_HD constexpr int32_t segments_of(const TileShape& shape, Range blocks) {
+    if (blocks.begin >= blocks.end) return 0;
+    return ((blocks.end - 1) >> shape.segment_log2) - (blocks.begin >> shape.segment_log2) + 1;
+}
+
+VARATTN_HD constexpr int32_t splits_of(const PlanConfig& c, int32_t cost, int32_t segments, int32_t target) {
+    if (c.num_splits == 1 || segments < 2 || cost <= target) return 1;
     const uint32_t pieces = ceil_div(static_cast<uint32_t>(cost), static_cast<uint32_t>(target));
-    return static_cast<int32_t>(min_of<uint32_t>(pieces, min_of(c.num_splits, blocks)));
+    return static_cast<int32_t>(min_of<uint32_t>(pieces, min_of(c.num_splits, segments)));
 }
 
-// Balanced: pieces differ by at most one block and none is empty. Piece s begins at n * s / num_splits, in 32 bits.
-VARATTN_HD constexpr Range split_blocks(Range blocks, int32_t split, int32_t num_splits) {
+// Slots for partial results that a split tile takes. Too many are cut to a number that is still too large, as sums of these
+// must fit 32 bits.
+VARATTN_HD constexpr int32_t slots_of(const PlanConfig& c, bool decode, int32_t num_splits, int32_t segments) {
+    return min_of(c.batch_invariant ? segments : num_splits, max_slots(c, decode) + 1);
+}
+
+// Balanced: pieces differ by at most one segment and none is empty. Piece s begins at segment n * s / num_splits, in 32
+// bits.
+VARATTN_HD constexpr Range split_blocks(const TileShape& shape, Range blocks, int32_t split, int32_t num_splits) {
     if (num_splits == 1) return blocks;
-    int32_t n = blocks.end - blocks.begin, each = n / num_splits, rest = n % num_splits;
-    return {blocks.begin + each * split + rest * split / num_splits,
-            blocks.begin + each * (split + 1) + rest * (split + 1) / num_splits};
+    const int32_t first = blocks.begin >> shape.segment_log2, n = segments_of(shape, blocks);
+    const int32_t each = n / num_splits, rest = n % num_splits;
+    const int32_t begin = (first + each * split + rest * split / num_splits) << shape.segment_log2;
+    const int32_t end = (first + each * (split + 1) + rest * (split + 1) / num_splits) << shape.segment_log2;
+    return {max_of(blocks.begin, begin), min_of(blocks.end, end)};
+}
+
+// Blocks of a tile's largest piece, or a few more.
+VARATTN_HD constexpr int32_t largest_piece(const TileShape& shape, int32_t num_blocks, int32_t segments,
+                                           int32_t num_splits) {
+    if (num_splits == 1) return num_blocks;
+    return min_of(num_blocks, ceil_div(segments, num_splits) << shape.segment_log2);
 }
 
 // ---- Order -----------------------------------------------------------------------------------------------------------
@@ -199,27 +223,26 @@ VARATTN_HD constexpr int32_t cost_bucket(int32_t cost) {
 }
 
 // Of a tile: all its pieces share the key of its largest piece.
-VARATTN_HD constexpr int32_t order_key(const CostModel& m, bool decode, int32_t blocks, int32_t num_splits) {
-    const int32_t largest = num_splits == 1 ? blocks : ceil_div(blocks, num_splits);
-    const int32_t bucket = cost_bucket(item_cost(m, decode, largest));
+VARATTN_HD constexpr int32_t order_key(const CostModel& m, bool decode, int32_t largest_piece) {
+    const int32_t bucket = cost_bucket(item_cost(m, decode, largest_piece));
     return decode ? 256 + bucket : 255 - bucket;
 }
 
-// A split tile's place among the partial results: its pieces are numbered at each end, in order of (sequence, tile).
-VARATTN_HD constexpr int32_t partial_row_of(const PlanConfig& c, bool decode, int32_t first_piece) {
-    return decode ? max_pieces(c, false) * c.tile_rows + first_piece * c.tile_rows_decode : first_piece * c.tile_rows;
+// A split tile's place among the partial results: slots are handed out at each end, in order of (sequence, tile).
+VARATTN_HD constexpr int32_t partial_row_of(const PlanConfig& c, bool decode, int32_t first_slot) {
+    return decode ? max_slots(c, false) * c.tile_rows + first_slot * c.tile_rows_decode : first_slot * c.tile_rows;
 }
 
-// Its arrival counter. A split tile has two pieces or more, so these differ.
-VARATTN_HD constexpr int32_t split_tile_of(const PlanConfig& c, bool decode, int32_t first_piece) {
-    return (decode ? max_pieces(c, false) / 2 : 0) + first_piece / 2;
+// Its arrival counter. A split tile has two slots or more, so these differ.
+VARATTN_HD constexpr int32_t split_tile_of(const PlanConfig& c, bool decode, int32_t first_slot) {
+    return (decode ? max_slots(c, false) / 2 : 0) + first_slot / 2;
 }
 
-VARATTN_HD constexpr WorkItem make_item(const PlanConfig& c, const CostModel& m, int32_t seq, const SequenceShape& s,
-                                        bool decode, int32_t tile_index, const Tile& tile, int32_t split,
-                                        int32_t num_splits, int32_t first_piece) {
+VARATTN_HD constexpr WorkItem make_item(const PlanConfig& c, const CostModel& m, const TileShape& shape, int32_t seq,
+                                        const SequenceShape& s, bool decode, int32_t tile_index, const Tile& tile,
+                                        int32_t split, int32_t num_splits, int32_t first_slot) {
     WorkItem w{};
-    const Range blocks = split_blocks(tile.blocks, split, num_splits);
+    const Range blocks = split_blocks(shape, tile.blocks, split, num_splits);
     w.seq = seq;
     w.q_begin = s.q_begin;
     w.q_len = s.q_len;
@@ -231,9 +254,10 @@ VARATTN_HD constexpr WorkItem make_item(const PlanConfig& c, const CostModel& m,
     w.block_end = blocks.end;
     w.split = split;
     w.num_splits = num_splits;
-    w.split_tile = num_splits > 1 ? split_tile_of(c, decode, first_piece) : -1;
-    w.partial_row = num_splits > 1 ? partial_row_of(c, decode, first_piece) : 0;
-    w.flags = decode ? kItemDecode : 0;
+    w.split_tile = num_splits > 1 ? split_tile_of(c, decode, first_slot) : -1;
+    w.partial_row = num_splits > 1 ? partial_row_of(c, decode, first_slot) : 0;
+    // The modes add up keys in different orders: one for all, where bits must not depend on the number of rows.
+    w.flags = decode && !c.batch_invariant ? kItemDecode : 0;
     w.tile = tile_index;
     w.cost = item_cost(m, decode, blocks.end - blocks.begin);
     return w;

@@ -1,6 +1,7 @@
-// The device planner: one CTA, one launch. It evaluates the rules of core/schedule.h as plan_on_host does, and its result
+// The device planner: one launch. It evaluates the rules of core/schedule.h as plan_on_host does, and its result
 // is equal byte for byte. Loops are flat over sequences, tiles or items, never nested: a thread's work does not depend on
-// how long its sequence is. What fits is kept in shared memory, else in the plan's scratch.
+// how long its sequence is. Small batches live in shared memory: a few CTAs compute the same, and each writes a part of
+// the items. For larger ones, one CTA uses the plan's scratch.
 #include <atomic>
 
 #include "core/check.h"
@@ -16,34 +17,39 @@ using namespace device;
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
 static_assert(kThreads == kNumOrderKeys, "a thread scans a key");
-constexpr int kRounds = 2;                        // of the sort: tiles of a thread
+constexpr int kWriters = 4;                       // CTAs
+constexpr int kRounds = 3;                        // of the sort: a thread's tiles
 constexpr int kSortedTiles = kThreads * kRounds;  // that are sorted at a time
 static_assert(kSortedTiles + 2 * kArrivalCounters <= 0xffff, "items of as many tiles are counted in 16 bits");
 
 struct alignas(16) TileScratch {
-    Range blocks;
-    int32_t seq, index;   // of the tile in its sequence
-    int32_t first_piece;  // if split
-    int32_t first_item;
+    int32_t seq;
+    int32_t num_blocks;
     int16_t num_splits;
-    int16_t decode;
-    int32_t unused;
+    int16_t key;         // order key; of a decode from kNumOrderKeys / 2
+    int32_t first_slot;  // if split; before slots are handed out: segments of the tile
+    __device__ bool is_decode() const { return key >= kNumOrderKeys / 2; }
 };
 static_assert(sizeof(TileScratch) == kTileScratchWords * 4);
 
+struct alignas(8) ItemScratch {
+    int32_t tile, split;
+};
+static_assert(sizeof(ItemScratch) == kItemScratchWords * 4);
+
 // Up to here, lists are kept in shared memory.
-constexpr int kSharedSeqs = 1024, kSharedTiles = 1024, kSharedItems = 2048;
-static_assert(kSharedTiles <= kSortedTiles);
+constexpr int kSharedSeqs = 1024, kSharedTiles = kSortedTiles, kSharedItems = kSortedTiles;
 
 struct SharedMemory {
     SequenceShape shapes[kSharedSeqs];
     int32_t first_tiles[kSharedSeqs];
     TileScratch tiles[kSharedTiles];
-    int32_t order[kSharedItems];
+    ItemScratch order[kSharedItems];
     union {
         uint16_t warp_items[kWarps][kNumOrderKeys];  // items of a key in a warp's tiles, then in those of earlier warps
         uint4 staging[kWarps][32][sizeof(WorkItem) / sizeof(uint4)];  // a warp's items on their way to memory
     };
+    uint16_t ranks[kSortedTiles];      // items of a tile's key in earlier tiles of its warp
     int32_t next_item[kNumOrderKeys];  // count of a key's items, then position of its next item
     BlockScan<kWarps>::Buffer scan;
     long long warp_cost[2][kWarps];
@@ -85,9 +91,9 @@ struct PlannerParams {
     char* plan;
 };
 
-// What a thread reads of a sequence.
+// What a thread reads: two sequences.
 struct GivenLengths {
-    int32_t q_begin, q_end, k_begin, k_end, used;
+    int32_t q[3], k[3], used[2];
 };
 
 class Planner {
@@ -99,6 +105,7 @@ public:
         clear();
         read_lengths();
         __syncthreads();
+        if (blockIdx.x > 0 && !is_small()) return;
         cut_tiles();
         __syncthreads();
         share();
@@ -106,6 +113,7 @@ public:
         choose_splits();
         __syncthreads();
         order_tiles();
+        if (blockIdx.x > 0 && !is_small()) return;
         __syncthreads();
         write_items();
     }
@@ -121,13 +129,19 @@ private:
     __device__ GivenLengths load_lengths(int32_t seq) const {
         GivenLengths g{};
         if (seq >= c_.max_seqs) return g;
-        g.q_begin = in_.cu_seqlens_q[seq];
-        g.q_end = in_.cu_seqlens_q[seq + 1];
+        const bool two = seq + 1 < c_.max_seqs;
+        g.q[0] = in_.cu_seqlens_q[seq];
+        g.q[1] = in_.cu_seqlens_q[seq + 1];
+        g.q[2] = two ? in_.cu_seqlens_q[seq + 2] : g.q[1];
         if (in_.cu_seqlens_k) {
-            g.k_begin = in_.cu_seqlens_k[seq];
-            g.k_end = in_.cu_seqlens_k[seq + 1];
+            g.k[0] = in_.cu_seqlens_k[seq];
+            g.k[1] = in_.cu_seqlens_k[seq + 1];
+            g.k[2] = two ? in_.cu_seqlens_k[seq + 2] : g.k[1];
         }
-        if (in_.seqused_k) g.used = in_.seqused_k[seq];
+        if (in_.seqused_k) {
+            g.used[0] = in_.seqused_k[seq];
+            if (two) g.used[1] = in_.seqused_k[seq + 1];
+        }
         return g;
     }
 
@@ -137,35 +151,38 @@ private:
         int32_t tiles = 0;               // before the chunk
         bool monotone = true;            // so far: offsets can be taken as they are
         int32_t last_q = 0, last_k = 0;  // else: their running maximum
-        GivenLengths next = load_lengths(threadIdx.x);
-        for (int32_t chunk = 0; chunk < c_.max_seqs; chunk += kThreads) {
-            const int32_t seq = chunk + threadIdx.x;
-            const bool exists = seq < c_.max_seqs;
+        GivenLengths next = load_lengths(2 * threadIdx.x);
+        for (int32_t chunk = 0; chunk < c_.max_seqs; chunk += 2 * kThreads) {
+            const int32_t seq = chunk + 2 * static_cast<int32_t>(threadIdx.x);
             GivenLengths g = next;
-            next = load_lengths(seq + kThreads);
-            const bool in_order = 0 <= g.q_begin && g.q_begin <= g.q_end && g.q_end <= c_.max_total_q &&
-                                  0 <= g.k_begin && g.k_begin <= g.k_end;
-            if (!__syncthreads_and(in_order) || !monotone)
-                clamp_offsets(chunk, exists, monotone, last_q, last_k, g, status);
+            next = load_lengths(seq + 2 * kThreads);
+            const bool in_order = 0 <= g.q[0] && g.q[0] <= g.q[1] && g.q[1] <= g.q[2] && g.q[2] <= c_.max_total_q &&
+                                  0 <= g.k[0] && g.k[0] <= g.k[1] && g.k[1] <= g.k[2];
+            if (!__syncthreads_and(in_order) || !monotone) clamp_offsets(chunk, monotone, last_q, last_k, g, status);
 
-            SequenceShape shape{g.q_begin, g.q_end - g.q_begin, g.k_begin, kMaxLength};
-            if (in_.cu_seqlens_k) {
-                shape.kv_len = min_of(kMaxLength, g.k_end - g.k_begin);
-                if (!in_.seqused_k && shape.kv_len < g.k_end - g.k_begin) status |= kStatusCuSeqlensK;
+            int32_t count[2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const bool exists = seq + i < c_.max_seqs;
+                SequenceShape shape{g.q[i], g.q[i + 1] - g.q[i], g.k[i], kMaxLength};
+                if (in_.cu_seqlens_k) {
+                    shape.kv_len = min_of(kMaxLength, g.k[i + 1] - g.k[i]);
+                    if (!in_.seqused_k && shape.kv_len < g.k[i + 1] - g.k[i]) status |= kStatusCuSeqlensK;
+                }
+                if (in_.seqused_k) {
+                    shape.kv_len = clamp(g.used[i], 0, shape.kv_len);
+                    if (exists && shape.kv_len != g.used[i]) status |= kStatusSequsedK;
+                }
+                count[i] = exists ? num_tiles(shape_, shape.q_len) : 0;
+                if (exists) shapes()[seq + i] = shape;
+                if (seq + i == 0) s_.header.q_begin = g.q[0];
+                if (seq + i == c_.max_seqs - 1) s_.header.q_end = g.q[i + 1];
             }
-            if (in_.seqused_k) {
-                shape.kv_len = clamp(g.used, 0, shape.kv_len);
-                if (exists && shape.kv_len != g.used) status |= kStatusSequsedK;
-            }
-            if (seq == 0) s_.header.q_begin = g.q_begin;
-            if (seq == c_.max_seqs - 1) s_.header.q_end = g.q_end;
-
-            const int32_t count[1] = {exists ? num_tiles(shape_, shape.q_len) : 0};
-            const auto sum = scan_.exclusive<Sum>(count);
-            if (exists) {
-                shapes()[seq] = shape;
-                first_tiles()[seq] = tiles + sum.before[0];
-            }
+            const int32_t counts[1] = {count[0] + count[1]};
+            const auto sum = scan_.exclusive<Sum>(counts);
+            const int32_t first = tiles + sum.before[0];
+            if (seq < c_.max_seqs) first_tiles()[seq] = first;
+            if (seq + 1 < c_.max_seqs) first_tiles()[seq + 1] = first + count[0];
             tiles += sum.total[0];
         }
         if (status) atomicOr(&s_.status, status);
@@ -173,10 +190,9 @@ private:
     }
 
     // Some offset is out of order: all become the running maximum of what was given.
-    __device__ void clamp_offsets(int32_t chunk, bool exists, bool& monotone, int32_t& last_q, int32_t& last_k,
-                                  GivenLengths& g, uint32_t& status) {
+    __device__ void clamp_offsets(int32_t chunk, bool& monotone, int32_t& last_q, int32_t& last_k, GivenLengths& g,
+                                  uint32_t& status) {
         constexpr int32_t kNoLimit = 0x7fffffff;
-        const GivenLengths given = g;
         if (monotone) {  // until here
             const int32_t q = in_.cu_seqlens_q[chunk], k = in_.cu_seqlens_k ? in_.cu_seqlens_k[chunk] : 0;
             last_q = clamp_offset(q, c_.max_total_q);
@@ -185,16 +201,24 @@ private:
             if (last_k != k) status |= kStatusCuSeqlensK;
             monotone = false;
         }
-        const int32_t offsets[2] = {clamp_offset(g.q_end, c_.max_total_q), clamp_offset(g.k_end, kNoLimit)};
+        const GivenLengths given = g;
+        for (int i = 1; i < 3; ++i) {
+            g.q[i] = clamp_offset(g.q[i], c_.max_total_q);
+            g.k[i] = clamp_offset(g.k[i], kNoLimit);
+        }
+        const int32_t offsets[2] = {max_of(g.q[1], g.q[2]), max_of(g.k[1], g.k[2])};
         const auto running = scan_.exclusive<Max>(offsets);
-        g.q_begin = max_of(last_q, running.before[0]);
-        g.k_begin = max_of(last_k, running.before[1]);
-        g.q_end = max_of(g.q_begin, offsets[0]);
-        g.k_end = max_of(g.k_begin, offsets[1]);
+        g.q[0] = max_of(last_q, running.before[0]);
+        g.k[0] = max_of(last_k, running.before[1]);
+        const int32_t seq = chunk + 2 * static_cast<int32_t>(threadIdx.x);
+        for (int i = 1; i < 3; ++i) {
+            g.q[i] = max_of(g.q[i - 1], g.q[i]);
+            g.k[i] = max_of(g.k[i - 1], g.k[i]);
+            if (seq + i <= c_.max_seqs && g.q[i] != given.q[i]) status |= kStatusCuSeqlensQ;
+            if (seq + i <= c_.max_seqs && g.k[i] != given.k[i]) status |= kStatusCuSeqlensK;
+        }
         last_q = max_of(last_q, running.total[0]);
         last_k = max_of(last_k, running.total[1]);
-        if (exists && g.q_end != given.q_end) status |= kStatusCuSeqlensQ;
-        if (exists && g.k_end != given.k_end) status |= kStatusCuSeqlensK;
     }
 
     // Each tile's sequence and blocks, and the totals that shares and targets depend on.
@@ -204,14 +228,15 @@ private:
         for (int32_t t = threadIdx.x; t < num_tiles_; t += kThreads) {
             TileScratch tile{};
             tile.seq = sequence_of(t);
-            tile.index = t - first_tiles()[tile.seq];
             const SequenceShape seq = shapes()[tile.seq];
             const bool decode = is_decode(shape_, seq.q_len);
-            tile.decode = decode;
+            const Tile cut = tile_at(c_, shape_, seq.q_len, seq.kv_len, t - first_tiles()[tile.seq]);
+            tile.num_blocks = cut.blocks.end - cut.blocks.begin;
             tile.num_splits = 1;
-            tile.blocks = tile_at(c_, shape_, seq.q_len, seq.kv_len, tile.index).blocks;
+            tile.first_slot = segments_of(shape_, cut.blocks);
+            tile.key = static_cast<int16_t>(order_key(costs_, decode, tile.num_blocks));
             this->tiles()[t] = tile;
-            const int32_t tile_cost = cost_of(tile);
+            const int32_t tile_cost = item_cost(costs_, decode, tile.num_blocks);
             cost[0] += decode ? 0 : tile_cost;
             cost[1] += decode ? tile_cost : 0;
             tiles[0] += !decode;
@@ -255,7 +280,7 @@ private:
     // Splits of each tile, while there is room for partial results: since tiles without room count too, those with room
     // come before those without.
     __device__ void choose_splits() {
-        if (c_.num_splits == 1 || c_.batch_invariant) return;
+        if (c_.num_splits == 1) return;
         const Shares& shares = s_.shares;
         if (shares.may_be_wave[0] || shares.may_be_wave[1]) {
             count_wave_pieces();
@@ -272,8 +297,8 @@ private:
         bool any_split = false;
         for (int32_t t = threadIdx.x; t < num_tiles_; t += kThreads) {
             TileScratch& tile = tiles()[t];
-            const int32_t splits =
-                splits_of(c_, cost_of(tile), num_blocks(tile), tile.decode ? targets[1] : targets[0]);
+            const int32_t target = tile.is_decode() ? targets[1] : targets[0];
+            const int32_t splits = splits_of(c_, cost_of(tile), tile.first_slot, target);
             if (splits > 1) {
                 tile.num_splits = static_cast<int16_t>(splits);
                 any_split = true;
@@ -288,37 +313,45 @@ private:
             const bool exists = t < num_tiles_;
             const TileScratch tile = exists ? tiles()[t] : TileScratch{};
             for (int kind = 0; kind < 2; ++kind) {
-                if (!shares.may_be_wave[kind] || !__any_sync(~0u, exists && tile.decode == kind)) continue;
+                const bool counts = exists && tile.is_decode() == (kind == 1);
+                if (!shares.may_be_wave[kind] || !__any_sync(~0u, counts)) continue;
+                int32_t mine = 0;
+#pragma unroll
                 for (int i = 0; i < kNumWaveTargets; ++i) {
                     const int32_t target = wave_target(costs_, shares.fair_share[kind], kind, i);
-                    const bool counts = exists && tile.decode == kind;
-                    const int32_t pieces = counts ? splits_of(c_, cost_of(tile), num_blocks(tile), target) : 0;
+                    const int32_t pieces = counts ? splits_of(c_, cost_of(tile), tile.first_slot, target) : 0;
                     const int32_t sum = __reduce_add_sync(~0u, pieces);
-                    if (threadIdx.x % 32 == 0) atomicAdd(&s_.wave_pieces[kind][i], sum);
+                    if (threadIdx.x % 32 == i) mine = sum;
                 }
+                if (threadIdx.x % 32 < kNumWaveTargets) atomicAdd(&s_.wave_pieces[kind][threadIdx.x % 32], mine);
             }
         }
     }
 
-    // Numbers the pieces of split tiles, at each end.
+    // Hands out slots to split tiles, at each end.
     __device__ void place_pieces() {
         int32_t before[2] = {};  // the chunk
         for (int32_t chunk = 0; chunk < num_tiles_; chunk += kThreads) {
             const int32_t t = chunk + threadIdx.x;
-            const TileScratch tile = t < num_tiles_ ? tiles()[t] : TileScratch{};
-            const bool split = tile.num_splits > 1, decode = tile.decode;
-            const int32_t counts[2] = {split && !decode ? tile.num_splits : 0, split && decode ? tile.num_splits : 0};
+            TileScratch tile = t < num_tiles_ ? tiles()[t] : TileScratch{};
+            const bool split = tile.num_splits > 1, decode = tile.is_decode();
+            const int32_t segments = tile.first_slot,
+                          slots = split ? slots_of(c_, decode, tile.num_splits, segments) : 0;
+            const int32_t counts[2] = {decode ? 0 : slots, decode ? slots : 0};
             const auto sum = scan_.exclusive<Sum>(counts);
             if (split) {
-                const int32_t first_piece = decode ? before[1] + sum.before[1] : before[0] + sum.before[0];
-                const bool has_room = first_piece + tile.num_splits <= max_pieces(c_, decode);
-                tiles()[t].first_piece = first_piece;
-                if (!has_room) tiles()[t].num_splits = 1;
-                if (has_room) {
-                    const Range rows = rows_of(tile);
+                tile.first_slot = decode ? before[1] + sum.before[1] : before[0] + sum.before[0];
+                if (tile.first_slot + slots <= max_slots(c_, decode)) {
+                    const int32_t largest = largest_piece(shape_, tile.num_blocks, segments, tile.num_splits);
+                    tile.key = static_cast<int16_t>(order_key(costs_, decode, largest));
+                    const int32_t rows = shapes()[tile.seq].q_len * shape_.group, index = t - first_tiles()[tile.seq];
                     atomicAdd(&s_.header.num_split_tiles, 1);
-                    atomicAdd(&s_.header.num_partial_rows, tile.num_splits * (rows.end - rows.begin));
+                    atomicAdd(&s_.header.num_partial_rows,
+                              slots * (decode ? rows : min_of(rows - index * shape_.rows, shape_.rows)));
+                } else {
+                    tile.num_splits = 1;
                 }
+                tiles()[t] = tile;
             }
             before[0] += sum.total[0];
             before[1] += sum.total[1];
@@ -327,67 +360,62 @@ private:
 
     // A stable counting sort: a tile's items come after all items of smaller keys and those of earlier tiles of its key.
     __device__ void order_tiles() {
+        const bool at_once = num_tiles_ <= kSortedTiles;  // else keys are counted first, then tiles placed
         const int key = threadIdx.x;
-        int32_t rank[kRounds], tile_key[kRounds];
         int32_t counts[1] = {0};
-        for (int32_t first = 0; first < num_tiles_ || first == 0; first += kSortedTiles) {
-            counts[0] += rank_tiles(first, rank, tile_key);
-            if (num_tiles_ > kSortedTiles) __syncthreads();
-        }
-        const auto scanned = scan_.exclusive<Sum>(counts);
-        s_.next_item[key] = scanned.before[0];
-        if (key == 0) s_.header.num_items = num_items_ = scanned.total[0];
-        if (key == kNumOrderKeys / 2) s_.header.num_front_items = scanned.before[0];
-        num_items_ = scanned.total[0];
-        __syncthreads();
-        for (int32_t first = 0; first < num_tiles_; first += kSortedTiles) {
-            int32_t count = 0;
-            if (num_tiles_ > kSortedTiles) {
-                count = rank_tiles(first, rank, tile_key);
-                __syncthreads();
+        int32_t first = 0;
+        for (bool placing = at_once;;) {
+            const int32_t count = rank_tiles(first);
+            const bool last = first + kSortedTiles >= num_tiles_;
+            if (at_once || !placing) counts[0] += count;
+            if (at_once || (!placing && last)) {
+                const auto scanned = scan_.exclusive<Sum>(counts);
+                s_.next_item[key] = scanned.before[0];
+                if (key == kNumOrderKeys / 2) s_.header.num_front_items = scanned.before[0];
+                num_items_ = scanned.total[0];
+                if (blockIdx.x > 0 && !is_small()) return;
             }
-#pragma unroll
-            for (int round = 0; round < kRounds; ++round) {
-                const int32_t t = sorted_tile(first, round);
-                if (t >= num_tiles_) continue;
-                const int32_t begin =
-                    s_.next_item[tile_key[round]] + s_.warp_items[threadIdx.x / 32][tile_key[round]] + rank[round];
-                tiles()[t].first_item = begin;
-                for (int32_t i = 0; i < tiles()[t].num_splits; ++i)
-                    order()[begin + i] = t;
-            }
-            if (num_tiles_ > kSortedTiles) {
+            __syncthreads();
+            if (placing) {
+                place_tiles(first);
+                if (last) break;
                 __syncthreads();
                 s_.next_item[key] += count;
             }
+            first = last ? 0 : first + kSortedTiles;
+            placing |= last;
         }
     }
 
-    // Of kSortedTiles tiles: keys, and items of the same key in earlier tiles of the warp. Leaves those of earlier warps in
-    // warp_items, and returns the items of this thread's key.
-    __device__ int32_t rank_tiles(int32_t first, int32_t (&rank)[kRounds], int32_t (&tile_key)[kRounds]) {
-        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        uint16_t* const warp_items = s_.warp_items[warp];
+    __device__ void place_tiles(int32_t first) {
+        for (int32_t i = sorted_tile(0), round = 0; round < num_rounds() && first + i < num_tiles_; ++round, i += 32) {
+            const TileScratch tile = tiles()[first + i];
+            const int32_t begin = s_.next_item[tile.key] + s_.warp_items[threadIdx.x / 32][tile.key] + s_.ranks[i];
+            for (int32_t split = 0; split < tile.num_splits; ++split)
+                order()[begin + split] = {first + i, split};
+        }
+    }
+
+    // Of kSortedTiles tiles: items of the same key in earlier tiles of the warp. Leaves those of earlier warps in warp_items,
+    // and returns the items of this thread's key.
+    __device__ int32_t rank_tiles(int32_t first) {
+        const int lane = threadIdx.x % 32;
+        uint16_t* const warp_items = s_.warp_items[threadIdx.x / 32];
         for (int i = lane; i < kNumOrderKeys / 8; i += 32)
             reinterpret_cast<uint4*>(warp_items)[i] = uint4{};
         __syncwarp();
-#pragma unroll
-        for (int round = 0; round < kRounds; ++round) {
-            const int32_t t = sorted_tile(first, round);
-            if (t - lane >= num_tiles_) break;
-            int32_t splits = 1;
-            tile_key[round] = -1;
-            if (t < num_tiles_) {
-                const TileScratch tile = tiles()[t];
-                splits = tile.num_splits;
-                tile_key[round] = order_key(costs_, tile.decode, num_blocks(tile), splits);
-            }
-            const KeyGroup group = group_by_key(tile_key[round], splits);
-            const int32_t before = tile_key[round] >= 0 ? warp_items[tile_key[round]] : 0;
-            rank[round] = before + group.before;
+#pragma unroll 1
+        for (int round = 0; round < num_rounds(); ++round) {
+            const int32_t i = sorted_tile(round);
+            if (first + i - lane >= num_tiles_) break;
+            const bool exists = first + i < num_tiles_;
+            const int32_t splits = exists ? tiles()[first + i].num_splits : 1,
+                          key = exists ? tiles()[first + i].key : -1;
+            const KeyGroup group = group_by_key(key, splits);
+            const int32_t before = exists ? warp_items[key] : 0;
+            s_.ranks[i] = static_cast<uint16_t>(before + group.before);
             __syncwarp();
-            if (lane == group.leader && tile_key[round] >= 0)
-                warp_items[tile_key[round]] = static_cast<uint16_t>(before + group.items);
+            if (exists && lane == group.leader) warp_items[key] = static_cast<uint16_t>(before + group.items);
             __syncwarp();
         }
         __syncthreads();
@@ -400,9 +428,11 @@ private:
         }
         return total;
     }
-    // A warp's tiles are neighbours.
-    __device__ static int32_t sorted_tile(int32_t first, int round) {
-        return first + static_cast<int32_t>(threadIdx.x / 32 * 32 * kRounds + round * 32 + threadIdx.x % 32);
+    // A thread's tiles, of those that are sorted at a time. A warp's are neighbours.
+    __device__ int32_t num_rounds() const { return clamp(ceil_div(num_tiles_, kThreads), 1, kRounds); }
+    __device__ int32_t sorted_tile(int32_t round) const {
+        return (static_cast<int32_t>(threadIdx.x) / 32 * num_rounds() + round) * 32 +
+               static_cast<int32_t>(threadIdx.x) % 32;
     }
 
     // Header and items. A warp gathers 32 items in shared memory, so that it writes whole lines.
@@ -412,20 +442,25 @@ private:
             header.magic = kPlanMagic;
             header.status = s_.status;
             header.config = c_;
+            header.num_items = num_items_;
             header.num_front_ctas = s_.shares.front_ctas;
         }
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         constexpr int kParts = sizeof(WorkItem) / sizeof(uint4);
         uint4(&staging)[32][kParts] = s_.staging[warp];
-        for (int32_t first = warp * 32; first < num_items_; first += kThreads) {
+        const int32_t step = is_small() ? kThreads * kWriters : kThreads;
+        for (int32_t first = blockIdx.x * kThreads + warp * 32; first < num_items_; first += step) {
             const int32_t i = first + lane;
             if (i < num_items_) {
-                const TileScratch tile = tiles()[order()[i]];
+                const ItemScratch at = order()[i];
+                const TileScratch tile = tiles()[at.tile];
                 const SequenceShape seq = shapes()[tile.seq];
-                const Tile whole{rows_of(tile), tile.blocks};
-                const WorkItem item = make_item(c_, costs_, tile.seq, seq, tile.decode, tile.index, whole,
-                                                i - tile.first_item, tile.num_splits, tile.first_piece);
-                const auto* parts = reinterpret_cast<const uint4*>(&item);
+                const int32_t index = at.tile - first_tiles()[tile.seq];
+                const Tile cut = tile_at(c_, shape_, seq.q_len, seq.kv_len, index);
+                const WorkItem item = make_item(c_, costs_, shape_, tile.seq, seq, tile.is_decode(), index, cut,
+                                                at.split, tile.num_splits, tile.first_slot);
+                uint4 parts[kParts];
+                memcpy(parts, &item, sizeof item);
 #pragma unroll
                 for (int part = 0; part < kParts; ++part)
                     staging[lane][part ^ (lane / 2 % kParts)] = parts[part];
@@ -439,18 +474,17 @@ private:
             }
             __syncwarp();
         }
+        if (blockIdx.x > 0) return;
         __syncthreads();
         for (int word = threadIdx.x; word < int(sizeof(PlanHeader) / 4); word += kThreads)
             reinterpret_cast<int32_t*>(p_.plan)[word] = reinterpret_cast<const int32_t*>(&s_.header)[word];
     }
 
-    __device__ static int32_t num_blocks(const TileScratch& t) { return t.blocks.end - t.blocks.begin; }
-    __device__ int32_t cost_of(const TileScratch& t) const { return item_cost(costs_, t.decode, num_blocks(t)); }
-    __device__ Range rows_of(const TileScratch& t) const {
-        const int32_t rows = shapes()[t.seq].q_len * shape_.group;
-        if (t.decode) return {0, rows};
-        return {t.index * shape_.rows, min_of(rows, (t.index + 1) * shape_.rows)};
+    // All of it is in shared memory.
+    __device__ bool is_small() const {
+        return c_.max_seqs <= kSharedSeqs && num_tiles_ <= kSharedTiles && num_items_ <= kSharedItems;
     }
+    __device__ int32_t cost_of(const TileScratch& t) const { return item_cost(costs_, t.is_decode(), t.num_blocks); }
 
     template <class T>
     __device__ T* scratch(int64_t offset) const {
@@ -468,8 +502,8 @@ private:
     __device__ TileScratch* tiles() const {
         return num_tiles_ <= kSharedTiles ? s_.tiles : scratch<TileScratch>(p_.layout.tiles);
     }
-    __device__ int32_t* order() const {
-        return num_items_ <= kSharedItems ? s_.order : scratch<int32_t>(p_.layout.order);
+    __device__ ItemScratch* order() const {
+        return num_items_ <= kSharedItems ? s_.order : scratch<ItemScratch>(p_.layout.order);
     }
 
     const PlanConfig& c_;
@@ -481,6 +515,8 @@ private:
     BlockScan<kWarps> scan_;
     int32_t num_tiles_ = 0, num_items_ = 0;  // the same in every thread
 };
+
+static_assert(sizeof(SharedMemory) <= 98 * 1024, "compute capability 8.6 has 99 KiB for a CTA");
 
 __global__ void __launch_bounds__(kThreads) plan_kernel(const __grid_constant__ PlannerParams params) {
     extern __shared__ uint4 shared[];
@@ -506,7 +542,7 @@ void make_plan_cuda(const PlanConfig& config, const SequenceLengths& lengths, vo
     PlannerParams params{config,  cost_model(kernel),  tile_shape(config),
                          lengths, plan_layout(config), static_cast<char*>(plan)};
     prepare_kernel();
-    plan_kernel<<<1, kThreads, sizeof(SharedMemory), stream>>>(params);
+    plan_kernel<<<config.max_seqs <= kSharedSeqs ? kWriters : 1, kThreads, sizeof(SharedMemory), stream>>>(params);
     check_cuda(cudaGetLastError(), "plan", "launch of the planner");
 }
 

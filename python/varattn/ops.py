@@ -291,7 +291,10 @@ def workspace_size(
     sm_margin: int = 0,
     device: torch.device | str,
 ) -> int:
-    """Bytes of a workspace: bounded by the SMs of the device, whatever the batch. Arguments as of varattn.plan_size."""
+    """Bytes of a workspace: bounded by the SMs of the device, whatever the batch. Arguments as of varattn.plan_size.
+
+    A workspace belongs to a stream, not to a config: one that is large enough, zeroed once, serves any calls in turn.
+    """
     require_library()
     return _ops.workspace_size(
         max_seqs,

@@ -165,7 +165,7 @@ TEST(Config, CountersHaveOnePlaceInEveryWorkspace) {
             EXPECT_EQ(l.arrivals, static_cast<int64_t>(sizeof(QueueState)));
             EXPECT_EQ(l.partial_lse, l.arrivals + kArrivalCounters * 4);
             for (const bool decode : {false, true}) {
-                const int32_t pieces = max_pieces(c, decode);
+                const int32_t pieces = max_slots(c, decode);
                 if (pieces < 2) continue;
                 EXPECT_LE((split_tile_of(c, decode, pieces - 2) + 1) * heads, kArrivalCounters);
                 const int32_t rows = decode ? c.tile_rows_decode : c.tile_rows;

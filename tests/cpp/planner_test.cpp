@@ -55,7 +55,7 @@ PlanConfig random_config(Random& random, int32_t max_seqs, int32_t max_total_q) 
     if (random.chance(0.3)) o.window_left = random.integer(0, random.pick({0, 10, 300, 5000}));
     if (random.chance(0.3)) o.window_right = random.integer(0, random.pick({0, 10, 300}));
     o.num_splits = random.chance(0.3) ? 0 : random.integer(1, kMaxNumSplits);
-    o.batch_invariant = random.chance(0.1);
+    o.batch_invariant = random.chance(0.2);
     o.max_seqs = max_seqs;
     o.max_total_q = max_total_q;
     const Device device = random.pick({cpu_device(), kHopper, kAmpere, Device{DeviceType::kCuda, 120, 188}});
@@ -66,6 +66,8 @@ PlanConfig random_config(Random& random, int32_t max_seqs, int32_t max_total_q) 
         c.tile_rows_decode = random.pick({16, 64});
         c.block_n = random.pick({64, 128});
     }
+    if (c.batch_invariant)
+        c.num_splits = random.integer(1, kMaxNumSplits);  // which make_plan_config does not ask for yet
     return c;
 }
 
@@ -259,6 +261,27 @@ TEST(Planner, LongestItemsComeFirst) {
         lengths.push_back(plan.items()[i].kv_len);
     lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
     EXPECT_EQ(lengths, (std::vector<int32_t>{40000, 9000, 2000, 500, 100}));
+}
+
+TEST(Planner, InvariantPiecesEndAtSegments) {
+    Batch batch;
+    batch.add(1, 100000);
+    batch.add(1, 100);
+    batch.add(300, 50000);
+    PlanConfig c = config_for(batch, kHopper, 8, 1, 128);
+    c.batch_invariant = 1;
+    c.num_splits = 64;
+    Plan plan(c, batch.lengths());
+    EXPECT_EQ(find_plan_fault(c, plan.costs(), batch.lengths(), plan.data()), "");
+    EXPECT_GE(plan.header().num_split_tiles, 2);
+    int32_t pieces = 0;
+    for (int32_t i = 0; i < plan.header().num_items; ++i) {
+        const WorkItem& w = plan.items()[i];
+        EXPECT_EQ(w.flags, 0);
+        EXPECT_EQ(w.block_begin * c.block_n % kSegmentKeys, 0);
+        pieces += w.seq == 0;
+    }
+    EXPECT_GT(pieces, 8);
 }
 
 TEST(Planner, WindowsSkipBlocks) {
