@@ -1,0 +1,110 @@
+// The device planner's code, its threads run on the CPU, against the host planner: equal byte for byte.
+#include <algorithm>
+#include <memory>
+
+#include "support.h"
+
+// Defines the words that the next is written in.
+#include "simt.h"
+
+#include "cuda/planner_kernel.cuh"
+
+namespace varattn {
+namespace {
+
+using test::Random;
+
+struct Batch {
+    std::vector<int32_t> cu_seqlens_q{0}, seqused_k, cu_seqlens_k{0};
+};
+
+Batch random_batch(Random& random, int32_t n) {
+    Batch b;
+    const double prefills = random.pick({0.0, 0.1, 1.0});
+    const int32_t longest_q = random.pick({20, 400}), longest_k = random.pick({10, 3000, 200000});
+    for (int32_t i = 0; i < n; ++i) {
+        const int32_t q = random.chance(prefills) ? random.integer(0, longest_q) : random.integer(0, 2);
+        const int32_t k = random.chance(0.01) ? 1 << 20 : random.integer(0, longest_k);
+        b.cu_seqlens_q.push_back(b.cu_seqlens_q.back() + q);
+        b.cu_seqlens_k.push_back(
+            static_cast<int32_t>(std::min<int64_t>(int64_t{b.cu_seqlens_k.back()} + k, INT32_MAX)));
+        b.seqused_k.push_back(k);
+    }
+    return b;
+}
+
+void spoil(Random& random, std::vector<int32_t>& values) {
+    for (int i = 0; i < 3 && !values.empty(); ++i)
+        values[random.integer(0, static_cast<int64_t>(values.size()) - 1)] =
+            random.pick<int32_t>({-1, INT32_MIN, INT32_MAX, 0, 1 << 29, (1 << 29) + 1, random.integer(-100, 5000)});
+}
+
+PlanConfig random_config(Random& random, const Batch& b) {
+    PlanOptions o;
+    o.num_heads_kv = random.pick({1, 1, 2, 8, 40});
+    o.num_heads_q = o.num_heads_kv * random.pick({1, 2, 4, 5, 8, 16, 100});
+    o.head_dim = random.pick({64, 128, 256});
+    o.causal = random.chance(0.6);
+    if (random.chance(0.3)) o.window_left = random.integer(0, 3000);
+    o.num_splits = random.pick({0, 0, 1, 2, 32, 256});
+    o.batch_invariant = random.chance(0.2);
+    o.max_seqs = static_cast<int32_t>(b.seqused_k.size());
+    o.max_total_q = std::clamp(b.cu_seqlens_q.back() + random.pick({0, 0, 20, -1}), 0, 1 << 20);
+    PlanConfig c = make_plan_config({DeviceType::kCuda, random.pick({80, 90, 90}), 132}, o);
+    if (c.batch_invariant) c.num_splits = random.pick({1, 8, 64});
+    return c;
+}
+
+void run_device_planner(const PlanConfig& c, const CostModel& costs, const SequenceLengths& lengths, void* plan,
+                        uint64_t seed) {
+    const planner::PlannerParams params{c, costs, tile_shape(c), lengths, plan_layout(c), static_cast<char*>(plan)};
+    for (int32_t block = 0; block < planner::num_ctas(c); ++block) {
+        auto shared = std::make_unique<planner::SharedMemory>();
+        std::memset(static_cast<void*>(shared.get()), 0x5a, sizeof *shared);
+        simt::Block(planner::kThreads, block, seed + block, [&] { planner::Planner(params, *shared).run(); }).run();
+    }
+}
+
+void expect_equal_plans(Random& random, uint64_t seed, int32_t n) {
+    Batch b = random_batch(random, n);
+    const PlanConfig c = random_config(random, b);
+    if (random.chance(0.25)) {
+        spoil(random, b.cu_seqlens_q);
+        spoil(random, b.cu_seqlens_k);
+        spoil(random, b.seqused_k);
+    }
+    const int layout = random.integer(0, 2);
+    const SequenceLengths lengths{b.cu_seqlens_q.data(), layout == 1 ? nullptr : b.seqused_k.data(),
+                                  layout == 0 ? nullptr : b.cu_seqlens_k.data()};
+    test::Plan want(c, lengths), got(c, lengths);
+    std::memset(got.data(), 0x77, plan_layout(c).bytes);
+    run_device_planner(c, want.costs(), lengths, got.data(), seed);
+    ASSERT_TRUE(got.intact()) << "VARATTN_SEED=" << seed;
+    const PlanHeader &w = want.header(), &g = got.header();
+    ASSERT_EQ(std::memcmp(&g, &w, sizeof w), 0)
+        << "VARATTN_SEED=" << seed << ": " << n << " sequences; items " << g.num_items << ", " << w.num_items;
+    for (int32_t i = 0; i < w.num_items; ++i)
+        ASSERT_EQ(std::memcmp(got.items() + i, want.items() + i, sizeof(WorkItem)), 0)
+            << "VARATTN_SEED=" << seed << ": item " << i << " of " << w.num_items;
+}
+
+TEST(DevicePlanner, RandomPlansEqualTheHostPlanners) {
+    const int cases = test::num_cases(40);
+    for (int i = 0; i < cases && !testing::Test::HasFatalFailure(); ++i) {
+        const uint64_t seed = test::first_seed() + i;
+        Random random(seed);
+        expect_equal_plans(random, seed, random.pick({0, 1, 2, 16, 33, 132, 300, random.integer(0, 1000)}));
+    }
+}
+
+TEST(DevicePlanner, BatchesOfEverySizeEqualTheHostPlanners) {
+    uint64_t seed = test::first_seed();
+    for (const int32_t n : {991, 992, 993, 1024, 1025, 1537, 2500, 4096})
+        for (int i = 0; i < 4 && !testing::Test::HasFatalFailure(); ++i) {
+            Random random(++seed);
+            expect_equal_plans(random, seed, n);
+        }
+}
+
+}  // namespace
+}  // namespace varattn
