@@ -80,7 +80,8 @@ private:
 
 __device__ __forceinline__ int64_t warp_sum(int64_t x) {
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+    for (int step = 16; step > 0; step /= 2)
+        x += __shfl_xor_sync(~0u, x, step);
     return x;
 }
 

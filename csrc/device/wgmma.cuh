@@ -16,8 +16,8 @@ namespace varattn::device {
 // groups of 8 rows. MN-major operand: `stride` is the bytes between groups of 8 along K, `leading` those between groups of
 // 64 elements along M or N.
 __device__ __forceinline__ uint64_t swizzle128_descriptor(uint32_t address, uint32_t stride, uint32_t leading = 16) {
-    return static_cast<uint64_t>((address >> 4) | leading >> 4 << 16) |
-           static_cast<uint64_t>(stride >> 4 | 1u << 30) << 32;
+    return static_cast<uint64_t>((address >> 4) | leading >> 4 << 16) | static_cast<uint64_t>(stride >> 4 | 1u << 30)
+                                                                            << 32;
 }
 __device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
 
@@ -31,27 +31,30 @@ __device__ __forceinline__ void wgmma_wait() {
 template <int kCount>
 __device__ __forceinline__ void pin_registers(float (&r)[kCount]) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(r[i])::"memory");
+    for (int i = 0; i < kCount; ++i)
+        asm volatile("" : "+f"(r[i])::"memory");
 }
 template <int kCount>
 __device__ __forceinline__ void pin_registers(uint32_t (&r)[kCount]) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(r[i])::"memory");
+    for (int i = 0; i < kCount; ++i)
+        asm volatile("" : "+r"(r[i])::"memory");
 }
 
 #define VARATTN_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define VARATTN_D16(i) VARATTN_D4(i), VARATTN_D4(i + 4), VARATTN_D4(i + 8), VARATTN_D4(i + 12)
 #define VARATTN_R16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define VARATTN_R32 VARATTN_R16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define VARATTN_R64                                                                                       \
-    VARATTN_R32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,"   \
-                "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define VARATTN_WGMMA_SS(n, type, regs, a, b, acc)                                                                  \
-    "{ .reg .pred p; setp.ne.b32 p, " acc ", 0; wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" \
-        regs "}, " a ", " b ", p, 1, 1, 0, 0; }"
-#define VARATTN_WGMMA_RS(n, type, regs, a, b, acc)                                                                  \
-    "{ .reg .pred p; setp.ne.b32 p, " acc ", 0; wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" \
-        regs "}, {" a "}, " b ", p, 1, 1, 1; }"
+#define VARATTN_R64                                                                             \
+    VARATTN_R32                                                                                 \
+        ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52," \
+        "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define VARATTN_WGMMA_SS(n, type, regs, a, b, acc)                                                            \
+    "{ .reg .pred p; setp.ne.b32 p, " acc ", 0; wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type \
+    " {" regs "}, " a ", " b ", p, 1, 1, 0, 0; }"
+#define VARATTN_WGMMA_RS(n, type, regs, a, b, acc)                                                            \
+    "{ .reg .pred p; setp.ne.b32 p, " acc ", 0; wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type \
+    " {" regs "}, {" a "}, " b ", p, 1, 1, 1; }"
 
 // d (64 x N) = a (64 x 16, shared, K-major) * b (16 x N, shared, K-major) [+ d]. N is twice the registers of d.
 template <class T, int kRegs>

@@ -33,7 +33,8 @@ struct Config {
 // A work item and the KV head that it is done for.
 struct Task {
     WorkItem item;
-    int32_t head_kv;  // -1: no more work
+    int32_t item_index;  // in the plan
+    int32_t head_kv;     // -1: no more work
 };
 
 inline constexpr int64_t kNoRow = -1;  // in a table of row offsets: the row reads as zeros
@@ -43,8 +44,8 @@ struct alignas(128) SharedMemory {
     typename C::T q[C::kTileRows * C::kDim];
     typename C::T k[C::kStages][C::kBlockN * C::kDim];
     typename C::T v[C::kStages][C::kBlockN * C::kDim];
-    int64_t q_rows[C::kTileRows];                       // offsets of rows in elements, or kNoRow
-    int64_t k_rows[C::kBlockN], v_rows[C::kBlockN];     // of the block that is loaded next
+    int64_t q_rows[C::kTileRows];                    // offsets of rows in elements, or kNoRow
+    int64_t k_rows[C::kBlockN], v_rows[C::kBlockN];  // of the block that is loaded next
     Task task;
     int32_t is_last_split;
 };

@@ -4,21 +4,23 @@
 // and V blocks stream through a ring of stages. Blocks are visited upwards, and block b always covers the same keys.
 #pragma once
 
+#include "device/padding.cuh"
+#include "device/trace.cuh"
 #include "portable/output.cuh"
 #include "portable/tiles.cuh"
 
 namespace varattn::portable {
 
 template <class C>
-__global__ void __launch_bounds__(kThreads, C::kCtasPerSm)
-    attention_kernel(const __grid_constant__ AttentionParams p) {
+__global__ void __launch_bounds__(kThreads, C::kCtasPerSm) attention_kernel(const __grid_constant__ AttentionParams p) {
     extern __shared__ __align__(128) unsigned char shared_memory[];
     auto& sm = *reinterpret_cast<SharedMemory<C>*>(shared_memory);
     if (!is_own_plan(p)) return;
-    write_padding<C>(p);
+    device::write_padding<typename C::T>(p, threadIdx.x, kThreads);
 
     const int first_row = threadIdx.x / 32 * kWarpRows;  // of this warp's rows in the tile
     while (pop_task(p, sm.task)) {
+        const uint64_t begin_ns = p.trace ? device::now_ns() : 0;
         const Work work = Work::of<C>(p, sm.task.item);
         const RowBounds bounds = RowBounds::of<C>(p, sm.task, work, first_row + threadIdx.x % 32 / 4);
         const bool warp_has_rows = first_row < work.num_rows;
@@ -72,6 +74,7 @@ __global__ void __launch_bounds__(kThreads, C::kCtasPerSm)
 
         write_rows<C>(p, sm.task, work, out, softmax);
         if (sm.task.item.num_splits > 1) merge_if_last<C>(p, sm, work);
+        if (p.trace && threadIdx.x == 0) device::record(p, sm.task.item_index, sm.task.head_kv, kTraceTask, begin_ns);
     }
     leave_queue(p);
 }

@@ -1,4 +1,4 @@
-// Writing results: final rows, partial rows of a split, the merge by the last split of a tile to arrive, and padding.
+// Writing results: final rows, partial rows of a split, and the merge by the last split of a tile to arrive.
 #pragma once
 
 #include "portable/softmax.cuh"
@@ -105,10 +105,12 @@ __device__ __forceinline__ void merge_if_last(const AttentionParams& p, SharedMe
     for (int row = warp; row < work.num_rows; row += kWarps) {
         auto lse_of = [&](int split) { return kLog2e * __ldcg(partials.lse + int64_t{split} * partials.rows + row); };
         float top = -INFINITY;
-        for (int split = 0; split < num_splits; ++split) top = fmaxf(top, lse_of(split));
+        for (int split = 0; split < num_splits; ++split)
+            top = fmaxf(top, lse_of(split));
         const float base = top == -INFINITY ? 0.f : top;
         float sum = 0.f;
-        for (int split = 0; split < num_splits; ++split) sum += exp2f(lse_of(split) - base);
+        for (int split = 0; split < num_splits; ++split)
+            sum += exp2f(lse_of(split) - base);
 
         const RowAddress at = row_address(p, task, row);
         const Denominator d = denominator(top, sum, sink_of(p, at.head));
@@ -129,23 +131,6 @@ __device__ __forceinline__ void merge_if_last(const AttentionParams& p, SharedMe
             to[1] = pack2<typename C::T>(total.z * d.factor, total.w * d.factor);
         }
         if (lane == 0) write_lse(p, at, d.lse);
-    }
-}
-
-// Rows of q that belong to no sequence: 0 and -inf. All CTAs share them, a warp a row and head.
-template <class C>
-__device__ __forceinline__ void write_padding(const AttentionParams& p) {
-    if (p.leave_padding) return;
-    const int32_t num_heads = p.config.num_heads_q;
-    const int32_t end = clamp(plan_header(p).q_end, 0, p.total_q), begin = clamp(plan_header(p).q_begin, 0, end);
-    const int64_t num_rows = int64_t{p.total_q - (end - begin)} * num_heads;
-    const int64_t first = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-    for (int64_t i = first; i < num_rows; i += int64_t{gridDim.x} * kWarps) {
-        RowAddress at{static_cast<int32_t>(i / num_heads), static_cast<int32_t>(i % num_heads)};
-        if (at.q_row >= begin) at.q_row += end - begin;
-        auto* to = reinterpret_cast<uint32_t*>(out_row<C>(p, at));
-        for (int pair = threadIdx.x % 32; pair < p.config.head_dim_v / 2; pair += 32) to[pair] = 0;
-        if (threadIdx.x % 32 == 0) write_lse(p, at, -INFINITY);
     }
 }
 

@@ -18,7 +18,9 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return y;
 }
 
-__device__ __forceinline__ float tanh_exp2(float x) { return 1.f - __fdividef(2.f, exp2_approx(2.f * kLog2e * x) + 1.f); }
+__device__ __forceinline__ float tanh_exp2(float x) {
+    return 1.f - __fdividef(2.f, exp2_approx(2.f * kLog2e * x) + 1.f);
+}
 
 // To logits in units of log2. The product is not fused into a later subtraction, which masked blocks could not do.
 template <int kTiles>
@@ -28,13 +30,15 @@ __device__ __forceinline__ void scale_scores(float (&scores)[kTiles][4], float s
 #pragma unroll
         for (auto& tile : scores)
 #pragma unroll
-            for (float& x : tile) x = __fmul_rn(tanh_exp2(__fmul_rn(x, inner)), outer);
+            for (float& x : tile)
+                x = __fmul_rn(tanh_exp2(__fmul_rn(x, inner)), outer);
     } else {
         const float scale = softmax_scale * kLog2e;
 #pragma unroll
         for (auto& tile : scores)
 #pragma unroll
-            for (float& x : tile) x = __fmul_rn(x, scale);
+            for (float& x : tile)
+                x = __fmul_rn(x, scale);
     }
 }
 
@@ -80,7 +84,8 @@ struct OnlineSoftmax {
         for (int i = 0; i < 2; ++i) {
             float top = -INFINITY;
 #pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile) top = fmaxf(top, fmaxf(scores[tile][i * 2], scores[tile][i * 2 + 1]));
+            for (int tile = 0; tile < kTiles; ++tile)
+                top = fmaxf(top, fmaxf(scores[tile][i * 2], scores[tile][i * 2 + 1]));
             top = fmaxf(max[i], quad_max(top));
             const float base = top == -INFINITY ? 0.f : top;  // no key seen yet: all weights 0
             const float rescale = exp2_approx(max[i] - base);

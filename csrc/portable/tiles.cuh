@@ -18,7 +18,8 @@ __device__ __forceinline__ int chunk_at(int row, int chunk) {
 
 // All threads: starts copies of kRows rows, of num_dims elements, from base + rows[i].
 template <class C, int kRows>
-__device__ __forceinline__ void load_tile(typename C::T* tile, const int64_t* rows, const void* base, int32_t num_dims) {
+__device__ __forceinline__ void load_tile(typename C::T* tile, const int64_t* rows, const void* base,
+                                          int32_t num_dims) {
     constexpr int kChunks = C::kDim / 8, kRowsAtOnce = kThreads / kChunks;
     const int chunk = threadIdx.x % kChunks;
     const auto* from = static_cast<const typename C::T*>(base) + chunk * 8;
@@ -101,7 +102,8 @@ __device__ __forceinline__ void multiply_qk(float (&scores)[C::kBlockN / 8][4], 
                                             const typename C::T* k) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
-    for (auto& s : scores) s[0] = s[1] = s[2] = s[3] = 0.f;
+    for (auto& s : scores)
+        s[0] = s[1] = s[2] = s[3] = 0.f;
 #pragma unroll
     for (int dim = 0; dim < C::kDim / 16; ++dim) {
         uint32_t a[4];
@@ -124,7 +126,7 @@ __device__ __forceinline__ void multiply_pv(float (&out)[C::kDim / 8][4], const 
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int key = 0; key < C::kBlockN / 16; ++key) {
-        const float(&low)[4] = weights[key * 2], (&high)[4] = weights[key * 2 + 1];
+        const float (&low)[4] = weights[key * 2], (&high)[4] = weights[key * 2 + 1];
         const uint32_t a[4] = {pack2<T>(low[0], low[1]), pack2<T>(low[2], low[3]), pack2<T>(high[0], high[1]),
                                pack2<T>(high[2], high[3])};
 #pragma unroll

@@ -6,7 +6,9 @@
 
 namespace varattn::portable {
 
-__device__ __forceinline__ PlanHeader& plan_header(const AttentionParams& p) { return *static_cast<PlanHeader*>(p.plan); }
+__device__ __forceinline__ PlanHeader& plan_header(const AttentionParams& p) {
+    return *static_cast<PlanHeader*>(p.plan);
+}
 
 __device__ __forceinline__ void report(const AttentionParams& p, uint32_t status) {
     atomicOr(&plan_header(p).status, status);
@@ -52,7 +54,10 @@ __device__ __forceinline__ bool pop_task(const AttentionParams& p, Task& task) {
             const int32_t* item = reinterpret_cast<const int32_t*>(items) + index / num_heads * kItemWords;
             reinterpret_cast<int32_t*>(&task.item)[threadIdx.x] = item[threadIdx.x];
         }
-        if (threadIdx.x == 0) task.head_kv = index < 0 ? -1 : static_cast<int32_t>(index % num_heads);
+        if (threadIdx.x == 0) {
+            task.item_index = static_cast<int32_t>(index / num_heads);
+            task.head_kv = index < 0 ? -1 : static_cast<int32_t>(index % num_heads);
+        }
     }
     __syncthreads();
     return task.head_kv >= 0;
@@ -81,8 +86,8 @@ struct Work {
         Work w;
         const int64_t rows = int64_t{p.total_q - item.q_begin} * group - item.row_begin;
         w.num_rows = static_cast<int32_t>(clamp<int64_t>(rows, 0, planned_rows));
-        const int64_t capacity = p.block_table ? int64_t{p.max_pages_per_seq} * p.page_size
-                                               : int64_t{p.total_k} - item.k_begin;
+        const int64_t capacity =
+            p.block_table ? int64_t{p.max_pages_per_seq} * p.page_size : int64_t{p.total_k} - item.k_begin;
         w.key_limit = static_cast<int32_t>(clamp<int64_t>(capacity, 0, item.kv_len));
 
         const Range first = visible_keys(p.config, item.q_len, item.kv_len, item.row_begin / group);

@@ -42,7 +42,9 @@ inline constexpr int kItemSlots = 4;
 // A work item on its way from the scheduler warp to everyone else.
 struct ItemSlot {
     WorkItem item;
-    int32_t head_kv;  // -1: no more work
+    int32_t item_index;  // in the plan
+    int32_t head_kv;     // -1: no more work
+    uint64_t begin_ns;   // of a trace: when the slot was published
 };
 
 template <class C>

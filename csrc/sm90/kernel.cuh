@@ -2,6 +2,7 @@
 // prefill and decode items alike.
 #pragma once
 
+#include "device/padding.cuh"
 #include "sm90/decode.cuh"
 #include "sm90/prefill.cuh"
 #include "sm90/producer.cuh"
@@ -28,8 +29,7 @@ __device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int 
     RingPosition<C::kStages> kv;
     RingPosition<C::kQSlots> q_slot;
     RingPosition<kItemSlots> slot;
-    const auto* header = static_cast<const PlanHeader*>(p.a.plan);
-    write_padding<C>(p, header->q_begin, header->q_end, thread);
+    write_padding<typename C::T>(p.a, thread, kConsumerWarps * 32);
     if (wg == 1) named_barrier_arrive(kBarrierTurn, 256);  // the first turn is warpgroup 0's
     for (;;) {
         mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());
@@ -46,8 +46,7 @@ __device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int 
                 attend_prefill<C>(p, sm, w, kv, q_slot, slot, wg, here);
             if (w.item->num_splits > 1) merge_if_last<C>(p, sm, w, here);
         }
-        __syncwarp();
-        if (thread % 32 == 0) mbarrier_arrive(&sm.item_empty[slot.stage]);
+        end_task(p, sm, slot.stage, thread);
         slot.advance();
     }
 }

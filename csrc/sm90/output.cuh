@@ -7,6 +7,7 @@
 #include "core/layout.h"
 #include "device/barrier.cuh"
 #include "device/mma.cuh"
+#include "device/trace.cuh"
 #include "sm90/work.cuh"
 
 namespace varattn::sm90 {
@@ -62,6 +63,15 @@ __device__ __forceinline__ Denominator finish_row(const LaunchParams& p, int hea
     }
     if (sum == 0.f) return {0.f, -INFINITY};
     return {1.f / sum, (max_log2 + log2f(sum)) * kLn2};
+}
+
+// The end of a task for a consumer warp: it has written its results and leaves the item's slot.
+template <class C>
+__device__ __forceinline__ void end_task(const LaunchParams& p, SharedMemory<C>& sm, int slot, int thread) {
+    const ItemSlot& task = sm.items[slot];
+    if (p.a.trace && thread == 0) record(p.a, task.item_index, task.head_kv, kTraceTask, task.begin_ns);
+    __syncwarp();
+    if (thread % 32 == 0) mbarrier_arrive(&sm.item_empty[slot]);
 }
 
 // Partial results of this launch's workspace.
@@ -164,24 +174,6 @@ __device__ void write_empty(const LaunchParams& p, const Work& w, int thread) {
                 *reinterpret_cast<uint32_t*>(out_row<C>(p, at) + c) = 0;
             if (lane == 0) write_lse(p, at, finish_row(p, at.head_q, 0.f, 0.f, true).lse);
         }
-    }
-}
-
-// Rows of q that belong to no sequence.
-template <class C>
-__device__ void write_padding(const LaunchParams& p, int q_begin, int q_end, int thread) {
-    if (p.a.leave_padding) return;
-    const int num_heads = p.a.config.num_heads_q, dim = p.a.config.head_dim_v;
-    const int warp = blockIdx.x * kConsumerWarps + thread / 32, lane = thread % 32;
-    q_end = min_of(q_end, p.a.total_q);
-    q_begin = min_of(q_begin, q_end);
-    const int64_t rows = int64_t{p.a.total_q - (q_end - q_begin)} * num_heads;
-    for (int64_t i = warp; i < rows; i += static_cast<int64_t>(gridDim.x) * kConsumerWarps) {
-        RowAddress at{static_cast<int32_t>(i / num_heads), static_cast<int32_t>(i % num_heads)};
-        if (at.q_row >= q_begin) at.q_row += q_end - q_begin;
-        for (int c = lane * 2; c < dim; c += 64)
-            *reinterpret_cast<uint32_t*>(out_row<C>(p, at) + c) = 0;
-        if (lane == 0) write_lse(p, at, -INFINITY);
     }
 }
 

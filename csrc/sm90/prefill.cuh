@@ -319,7 +319,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         begin_item();
         round(accumulate, std::false_type{});
         end_item(read_work<C>(p, sm.items[done_slot]), done_q, done_softmax);
-        if (lane == 0) mbarrier_arrive(&sm.item_empty[done_slot]);
+        end_task(p, sm, done_slot, thread);
     }
 }
 

@@ -8,6 +8,7 @@
 #include "device/barrier.cuh"
 #include "device/pipeline.cuh"
 #include "device/tma.cuh"
+#include "device/trace.cuh"
 #include "sm90/work.cuh"
 
 namespace varattn::sm90 {
@@ -19,37 +20,36 @@ using namespace device;
 // memory, late enough to leave it to a CTA that is free sooner.
 template <class C>
 struct Scheduler {
+    struct Task {
+        int32_t item, head_kv;
+    };
+    static constexpr int kItemWords = sizeof(WorkItem) / 4;
+    static_assert(offsetof(ItemSlot, item_index) == 4 * kItemWords &&
+                  offsetof(ItemSlot, head_kv) == 4 * kItemWords + 4);
+
     const LaunchParams& p;
     SharedMemory<C>& sm;
     const int lane;
-    const PlanHeader* header;
-    const WorkItem* items;
-    QueueState* queue;
     uint32_t num_tasks, num_front_items, num_front_ctas;
     bool from_front;
     enum { kNone, kPopped, kFetched } next = kNone;
     unsigned long long popped;  // the answer is in flight
-    bool any;                   // there is a next item
-    int32_t head_kv;            // of the next item
-    int32_t words;              // word `lane` of the next item
+    int32_t word;               // of the next ItemSlot, the one at `lane`
     RingPosition<kItemSlots> slot;
 
-    __device__ Scheduler(const LaunchParams& p, SharedMemory<C>& sm, int lane)
-        : p(p),
-          sm(sm),
-          lane(lane),
-          header(static_cast<const PlanHeader*>(p.a.plan)),
-          items(reinterpret_cast<const WorkItem*>(static_cast<const char*>(p.a.plan) + plan_layout(p.a.config).items)),
-          queue(static_cast<QueueState*>(p.a.workspace)),
-          num_tasks(header->num_items * p.a.config.num_heads_kv),
-          num_front_items(header->num_front_items),
-          num_front_ctas(header->num_front_ctas),
-          from_front(blockIdx.x < num_front_ctas) {
+    __device__ Scheduler(const LaunchParams& p, SharedMemory<C>& sm, int lane) : p(p), sm(sm), lane(lane) {
+        const auto& header = *static_cast<const PlanHeader*>(p.a.plan);
+        num_tasks = header.num_items * p.a.config.num_heads_kv;
+        num_front_items = header.num_front_items;
+        num_front_ctas = header.num_front_ctas;
+        from_front = blockIdx.x < num_front_ctas;
         fetch(from_front ? blockIdx.x : num_front_ctas, from_front ? 0 : blockIdx.x - num_front_ctas);
     }
 
+    __device__ __forceinline__ QueueState& queue() const { return *static_cast<QueueState*>(p.a.workspace); }
+
     __device__ __forceinline__ void pop() {
-        if (lane == 0) popped = atomicAdd(&queue->popped, from_front ? 1ull : 1ull << 32);
+        if (lane == 0) popped = atomicAdd(&queue().popped, from_front ? 1ull : 1ull << 32);
         next = kPopped;
     }
     // Of the task that was popped after the first ones, which took no atomic.
@@ -60,10 +60,12 @@ struct Scheduler {
     // Starts to load the item of the task that was popped after `front` others from the front and `back` from the back.
     __device__ __forceinline__ void fetch(uint32_t front, uint32_t back) {
         next = kFetched;
-        any = front + back < num_tasks;
-        if (!any) return;
-        const uint32_t item = locate(from_front ? front : num_tasks - 1 - back);
-        if (lane < 16) words = reinterpret_cast<const int32_t*>(items + item)[lane];
+        word = -1;
+        if (front + back >= num_tasks) return;
+        const Task task = locate(from_front ? front : num_tasks - 1 - back);
+        const auto* items = static_cast<const char*>(p.a.plan) + plan_layout(p.a.config).items;
+        const auto* item = reinterpret_cast<const int32_t*>(items) + int64_t{task.item} * kItemWords;
+        word = lane < kItemWords ? item[lane] : lane == kItemWords ? task.item : task.head_kv;
     }
     // To be called before each block of an item is copied.
     __device__ __forceinline__ void prepare(int blocks_left) {
@@ -72,10 +74,10 @@ struct Scheduler {
         else if (next == kPopped && blocks_left <= 2)
             fetch_popped();
     }
-    // The item of a task; sets head_kv. The heads of a decode item are neighbours in the queue, since their keys are
+    // The task at a position of the queue. The heads of a decode item are neighbours in the queue, since their keys are
     // neighbours in memory. Prefill items come in sections of as few heads as fill the GPU twice, so that the tiles that
     // run at a time share their keys through the L2.
-    __device__ __forceinline__ uint32_t locate(uint32_t task) {
+    __device__ __forceinline__ Task locate(uint32_t task) {
         const uint32_t num_heads = p.a.config.num_heads_kv;
         uint32_t first_head = 0, heads = num_heads;
         if (task < num_front_items * num_heads) {
@@ -85,8 +87,7 @@ struct Scheduler {
             heads = min_of(wanted, num_heads - first_head);
             task -= num_front_items * first_head;
         }
-        head_kv = static_cast<int32_t>(first_head + task % heads);
-        return task / heads;
+        return {static_cast<int32_t>(task / heads), static_cast<int32_t>(first_head + task % heads)};
     }
     // Publishes the next item, or the end.
     __device__ __forceinline__ void publish() {
@@ -94,8 +95,8 @@ struct Scheduler {
         if (next == kPopped) fetch_popped();
         mbarrier_wait(&sm.item_empty[slot.stage], slot.empty_parity());
         ItemSlot& to = sm.items[slot.stage];
-        if (lane < 16) reinterpret_cast<int32_t*>(&to.item)[lane] = words;
-        if (lane == 0) to.head_kv = any ? head_kv : -1;
+        if (lane < kItemWords + 2) reinterpret_cast<int32_t*>(&to)[lane] = word;
+        if (p.a.trace && lane == 0) to.begin_ns = now_ns();
         __syncwarp();
         if (lane == 0) mbarrier_arrive(&sm.item_full[slot.stage]);
         slot.advance();
@@ -105,9 +106,9 @@ struct Scheduler {
     __device__ __forceinline__ void leave() {
         if (lane == 0) {
             __threadfence();
-            if (atomicAdd(&queue->num_done, 1u) == gridDim.x - 1) {
-                queue->popped = 0;
-                queue->num_done = 0;
+            if (atomicAdd(&queue().num_done, 1u) == gridDim.x - 1) {
+                queue().popped = 0;
+                queue().num_done = 0;
             }
         }
     }
@@ -229,7 +230,11 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
             if (w.num_rows > 0 && w.num_blocks > 0) copy_item(w, prepare);
             if (!chained) copy_late_v();
             __syncwarp();
-            if (lane == 0) mbarrier_arrive(&sm.item_empty[slot.stage]);
+            if (lane == 0) {
+                const ItemSlot& task = sm.items[slot.stage];
+                if (p.a.trace && is_scheduler) record(p.a, task.item_index, task.head_kv, kTraceLoad, task.begin_ns);
+                mbarrier_arrive(&sm.item_empty[slot.stage]);
+            }
             slot.advance();
         }
         copy_late_v();
