@@ -44,7 +44,7 @@ CUtensorMap make_map(const View& view, bool bf16) {
     const CUresult error = encode_tiled()(
         &map, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, view.rank,
         const_cast<void*>(view.data), dims, strides_bytes, view.box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (error == CUDA_SUCCESS) return map;
     std::ostringstream message;
     message << "mha_varlen: " << view.name << ": got a layout that the copy engine does not take (CUresult " << error
