@@ -10,14 +10,24 @@
 namespace varattn {
 
 template <class T>
-VARATTN_HD constexpr T min_of(T a, T b) { return a < b ? a : b; }
+VARATTN_HD constexpr T min_of(T a, T b) {
+    return a < b ? a : b;
+}
 template <class T>
-VARATTN_HD constexpr T max_of(T a, T b) { return a > b ? a : b; }
+VARATTN_HD constexpr T max_of(T a, T b) {
+    return a > b ? a : b;
+}
 template <class T>
-VARATTN_HD constexpr T clamp(T x, T lo, T hi) { return x < lo ? lo : x > hi ? hi : x; }
+VARATTN_HD constexpr T clamp(T x, T lo, T hi) {
+    return x < lo ? lo : x > hi ? hi : x;
+}
 template <class T>
-VARATTN_HD constexpr T ceil_div(T a, T b) { return (a + b - 1) / b; }
+VARATTN_HD constexpr T ceil_div(T a, T b) {
+    return (a + b - 1) / b;
+}
 template <class T>
-VARATTN_HD constexpr T round_up(T a, T b) { return ceil_div(a, b) * b; }
+VARATTN_HD constexpr T round_up(T a, T b) {
+    return ceil_div(a, b) * b;
+}
 
 }  // namespace varattn

@@ -57,10 +57,10 @@ VARATTN_HD constexpr int64_t max_tasks(const PlanConfig& c) { return int64_t{max
 inline constexpr int kSeqScratchWords = 5, kTileScratchWords = 4, kItemScratchWords = 2;
 
 struct PlanLayout {
-    int64_t items;   // WorkItem[max_items]
-    int64_t seqs;    // scratch: int32 (max_seqs, 4), int32 (max_seqs)
-    int64_t tiles;   // scratch: int32 (max_tiles, kTileScratchWords)
-    int64_t order;   // scratch: int32 (max_items, kItemScratchWords)
+    int64_t items;  // WorkItem[max_items]
+    int64_t seqs;   // scratch: int32 (max_seqs, 4), int32 (max_seqs)
+    int64_t tiles;  // scratch: int32 (max_tiles, kTileScratchWords)
+    int64_t order;  // scratch: int32 (max_items, kItemScratchWords)
     int64_t bytes;
 };
 

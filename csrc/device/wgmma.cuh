@@ -45,10 +45,10 @@ __device__ __forceinline__ void pin_registers(uint32_t (&r)[kCount]) {
 #define VARATTN_D16(i) VARATTN_D4(i), VARATTN_D4(i + 4), VARATTN_D4(i + 8), VARATTN_D4(i + 12)
 #define VARATTN_R16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define VARATTN_R32 VARATTN_R16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define VARATTN_R64                                                                             \
-    VARATTN_R32                                                                                 \
-        ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52," \
-        "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define VARATTN_R64                                                                         \
+    VARATTN_R32                                                                             \
+    ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52," \
+    "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define VARATTN_WGMMA_SS(n, type, regs, a, b, acc)                                                            \
     "{ .reg .pred p; setp.ne.b32 p, " acc ", 0; wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type \
     " {" regs "}, " a ", " b ", p, 1, 1, 0, 0; }"

@@ -15,8 +15,9 @@ EncodeTiled encode_tiled() {
     static const EncodeTiled function = [] {
         void* found = nullptr;
         cudaDriverEntryPointQueryResult result;
-        check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
-                   "mha_varlen", "cudaGetDriverEntryPointByVersion");
+        check_cuda(
+            cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
+            "mha_varlen", "cudaGetDriverEntryPointByVersion");
         return reinterpret_cast<EncodeTiled>(found);
     }();
     return function;
@@ -82,19 +83,34 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     for (int decode = 0; decode < 2; ++decode) {
         const int32_t tokens = std::max((decode ? kDecodeRows : kTileRows) / group, 1);
         p.q_box_rows[decode] = tokens * group;
-        (decode ? p.q_decode : p.q_prefill) =
-            make_map({"q", a.q, 3, {u(c.head_dim), u(c.num_heads_q), u(a.total_q)},
-                      {1, a.q_head_stride, a.q_row_stride}, {kPartDims, u(group), u(tokens)}}, bf16);
+        (decode ? p.q_decode : p.q_prefill) = make_map({"q",
+                                                        a.q,
+                                                        3,
+                                                        {u(c.head_dim), u(c.num_heads_q), u(a.total_q)},
+                                                        {1, a.q_head_stride, a.q_row_stride},
+                                                        {kPartDims, u(group), u(tokens)}},
+                                                       bf16);
     }
     // Packed K and V are one page of all rows.
     const int64_t page_rows = paged ? a.page_size : a.total_k, num_pages = paged ? a.num_pages : 1;
     const auto kv_map = [&](const char* name, const void* data, int32_t dim, int64_t page, int64_t row, int64_t head) {
-        return make_map({name, data, 4, {u(dim), n(page_rows), u(c.num_heads_kv), n(num_pages)}, {1, row, head, page},
-                         {kPartDims, u(p.box_rows), 1, 1}}, bf16);
+        return make_map({name,
+                         data,
+                         4,
+                         {u(dim), n(page_rows), u(c.num_heads_kv), n(num_pages)},
+                         {1, row, head, page},
+                         {kPartDims, u(p.box_rows), 1, 1}},
+                        bf16);
     };
-    const auto whole_map = [&](const char* name, const void* data, int32_t dim, int64_t page, int64_t row, int64_t head) {
-        return make_map({name, data, 5, {kPartDims, n(page_rows), u(dim / kPartDims), u(c.num_heads_kv), n(num_pages)},
-                         {1, row, kPartDims, head, page}, {kPartDims, u(p.box_rows), u(dim / kPartDims), 1, 1}}, bf16);
+    const auto whole_map = [&](const char* name, const void* data, int32_t dim, int64_t page, int64_t row,
+                               int64_t head) {
+        return make_map({name,
+                         data,
+                         5,
+                         {kPartDims, n(page_rows), u(dim / kPartDims), u(c.num_heads_kv), n(num_pages)},
+                         {1, row, kPartDims, head, page},
+                         {kPartDims, u(p.box_rows), u(dim / kPartDims), 1, 1}},
+                        bf16);
     };
     p.k = kv_map("k", a.k, c.head_dim, a.k_page_stride, a.k_row_stride, a.k_head_stride);
     p.v = kv_map("v", a.v, c.head_dim_v, a.v_page_stride, a.v_row_stride, a.v_head_stride);

@@ -28,7 +28,7 @@ struct Device {
     int32_t num_sms = 0;  // CPU: worker threads that the plan is balanced for
 };
 
-VARATTN_API Device cpu_device();                       // kCpuWorkers workers, whatever the machine: plans are reproducible
+VARATTN_API Device cpu_device();  // kCpuWorkers workers, whatever the machine: plans are reproducible
 VARATTN_API Device cuda_device(int32_t device_index);  // throws Error(kUnsupported) in a build without CUDA
 
 enum class ErrorCode : int32_t {

@@ -25,16 +25,16 @@ struct PlanOptions {
     int32_t num_heads_q = 0;
     int32_t num_heads_kv = 0;
     int32_t head_dim = 0;
-    int32_t head_dim_v = 0;     // 0: head_dim
+    int32_t head_dim_v = 0;  // 0: head_dim
     DType dtype = DType::kBFloat16;
     bool causal = false;
-    int32_t window_left = -1;   // -1: unbounded
+    int32_t window_left = -1;  // -1: unbounded
     int32_t window_right = -1;
-    int32_t num_splits = 0;     // upper bound on splits of a tile; 0: the default bound, 1: never split
+    int32_t num_splits = 0;  // upper bound on splits of a tile; 0: the default bound, 1: never split
     bool batch_invariant = false;
-    int32_t sm_margin = 0;      // SMs left free
-    int32_t max_seqs = 0;       // batch size of the launches
-    int32_t max_total_q = 0;    // most query tokens of a step
+    int32_t sm_margin = 0;    // SMs left free
+    int32_t max_seqs = 0;     // batch size of the launches
+    int32_t max_total_q = 0;  // most query tokens of a step
 };
 
 // Checks the options and picks the kernel that serves them on the device. Error messages begin with `caller`.
@@ -55,7 +55,8 @@ VARATTN_API std::string describe_status(uint32_t status);
 
 // Planners. CPU: all pointers are host memory. CUDA: device memory, asynchronous on `stream`, no allocation or sync.
 VARATTN_API void make_plan_cpu(const PlanConfig& config, const SequenceLengths& lengths, void* plan);
-VARATTN_API void make_plan_cuda(const PlanConfig& config, const SequenceLengths& lengths, void* plan, cudaStream_t stream);
+VARATTN_API void make_plan_cuda(const PlanConfig& config, const SequenceLengths& lengths, void* plan,
+                                cudaStream_t stream);
 
 // Attention. num_threads 0: all cores. The CUDA call is one launch on `stream`.
 VARATTN_API void mha_varlen_cpu(const AttentionParams& params, int32_t num_threads = 0);
