@@ -31,8 +31,8 @@ struct Config {
     static constexpr int kQSlots = kDim == 256 ? 1 : 2;
     static constexpr int kStages = kDim == 64 ? 10 : 5;  // 160 KiB of K and V in flight
     static constexpr bool kHasDecode = kDim != 256;
-    // Registers of a thread: the accumulators of the consumers need nearly all that the CTA is launched with, which is 168 for
-    // each thread.
+    // Registers of a thread: the accumulators of the consumers need nearly all that the CTA is launched with, which is 168
+    // for each thread.
     static constexpr int kProducerRegisters = 48, kConsumerRegisters = 224;
     static_assert(32 * (kProducerWarps * kProducerRegisters + kConsumerWarps * kConsumerRegisters) <= kThreads * 168);
 };

@@ -37,18 +37,17 @@ struct RowSoftmax {
             sum[h] *= rescale[h];
         }
     }
-    // Scores [kBegin, kEnd) become probabilities.
-    template <int kBegin, int kEnd>
+    // Scores become probabilities.
     __device__ __forceinline__ void exponentiate(float (&s)[kScores], float scale_log2, const float (&offset)[2]) {
 #pragma unroll
-        for (int i = kBegin; i < kEnd; ++i) {
+        for (int i = 0; i < kScores; ++i) {
             s[i] = exp2_approx(fmaf(s[i], scale_log2, -offset[i / 2 % 2]));
             sum[i / 2 % 2] += s[i];
         }
     }
 };
 
-// Raw scores after softcap, as tanh(score * score_scale), and masked by column bounds relative to the block.
+// Raw scores after softcap, as tanh(score * score_scale); raw scores of keys that a row does not see.
 template <int kScores>
 __device__ __forceinline__ void cap_scores(float (&s)[kScores], float score_scale) {
 #pragma unroll
@@ -234,11 +233,10 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     auto take_turn = [&] { named_barrier_sync(kBarrierTurn + wg, 256); };
     auto pass_turn = [&] { named_barrier_arrive(kBarrierTurn + (wg ^ 1), 256); };
 
-    // Multiplies the probabilities of one block by its values, and makes those of the next, which is `block`. Between the
-    // end of the one product and that of the other there is time for the maxima and a part of the exponentials. All else
-    // comes after both, where it hides behind the rest of the exponentials.
+    // Multiplies the probabilities of one block by its values, and makes those of the next, which is `block`. A warp that
+    // issues products is held until they have nearly ended, so there is time for the maxima between the ends of the two, and
+    // for no more: exponentials before the wait made it slower (docs/performance.md).
     auto round = [&](bool accumulate, auto same_item) {
-        constexpr int kEarly = 0;
         const int k_stage = kv.stage;
         take_turn();
         multiply_keys(k_stage);
@@ -252,7 +250,6 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         pin_registers(s);
         if (lane == 0) mbarrier_arrive(&sm.kv_empty[k_stage]);
         finish_scores();
-        softmax.template exponentiate<0, kEarly>(s, p.scale_log2, offset);
         if (block > last_block) mbarrier_wait(&sm.kv_full[kv.stage], kv.full_parity());  // of the next round
         await_values(v_stage);
         if constexpr (decltype(same_item)::value)
@@ -261,7 +258,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
 #pragma unroll
                 for (int i = 0; i < kOutRegs; ++i)
                     o[g][i] *= rescale[i / 2 % 2];
-        softmax.template exponentiate<kEarly, kScores>(s, p.scale_log2, offset);
+        softmax.exponentiate(s, p.scale_log2, offset);
         pack_probabilities();
     };
     auto end_item = [&](const Work& done, int q_stage, const RowSoftmax<kScores>& sums) {
@@ -279,7 +276,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     if (lane == 0) mbarrier_arrive(&sm.kv_empty[kv.stage]);
     kv.advance();
     finish_scores();
-    softmax.template exponentiate<0, kScores>(s, p.scale_log2, offset);
+    softmax.exponentiate(s, p.scale_log2, offset);
     pack_probabilities();
     for (;;) {
         bool accumulate = false;
@@ -292,8 +289,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
             round(accumulate, std::true_type{});
         }
         // The probabilities are those of the last block.
-        RingPosition<kItemSlots> next_slot = slot;
-        next_slot.advance();
+        const RingPosition<kItemSlots> next_slot = slot.next();
         bool chained = is_chained<C>(w);
         if (chained) {
             mbarrier_wait(&sm.item_full[next_slot.stage], next_slot.full_parity());
