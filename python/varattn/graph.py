@@ -83,6 +83,8 @@ class Batch:
         self.seqused_k[:n].copy_(seqused_k, non_blocking=True)
         self.seqused_k[n:].zero_()
         self.block_table[:n, :width].copy_(block_table, non_blocking=True)
+        if width < max_width:  # or a length past the table would read the pages of an earlier step
+            self.block_table[:n, width:].fill_(-1)
 
 
 class GraphRunner:

@@ -107,6 +107,21 @@ def test_random_steps_have_the_bits_of_eager_calls(device, seed, batch_invariant
         assert_padding(got, total, (q_lens, kv_lens))
 
 
+def test_pages_of_an_earlier_step_are_never_read(device, seed):
+    engine = Engine(device, max_seqs=2, max_total_q=2, max_kv=160)
+    runner = engine.runner()
+    cu, used, table = engine.lengths([1, 1], [160, 160])
+    runner.run(cu, used, table, num_tokens=2)
+    # Keys of ten pages, and a table of three: what the step before had there is gone.
+    (got,) = runner.run(cu, used, table[:, :3], num_tokens=2)
+    with pytest.raises(varattn.PlanError, match="page id"):
+        runner.check()
+    table = torch.cat([table[:, :3], table[:, 3:].new_full((2, 7), -1)], dim=1)
+    lengths = dict(seqused_k=used, block_table=table)
+    want = varattn.mha_varlen(engine.q[0], *engine.caches[0], cu, **lengths, causal=True, return_lse=True)
+    assert_same([got], [want], "a narrower table")
+
+
 def test_layers_of_several_windows(device, seed):
     windows = [(-1, -1), (31, -1), (-1, -1), (127, -1)]
     engine = Engine(device, max_seqs=5, max_total_q=40, max_kv=900, windows=windows)
