@@ -53,7 +53,7 @@ VARATTN_HD constexpr int32_t max_items(const PlanConfig& c) {
 
 VARATTN_HD constexpr int64_t max_tasks(const PlanConfig& c) { return int64_t{max_items(c)} * c.num_heads_kv; }
 
-// Words of planner scratch: for each sequence, tile, item (see cuda/planner.cu).
+// Words of planner scratch: for each sequence, tile, item (see cuda/planner_kernel.cuh).
 inline constexpr int kSeqScratchWords = 5, kTileScratchWords = 4, kItemScratchWords = 2;
 
 struct PlanLayout {

@@ -57,8 +57,7 @@ struct TileShape {
 };
 
 VARATTN_HD constexpr TileShape tile_shape(const PlanConfig& c) {
-    const int32_t group = group_size(c), tokens = c.tile_rows / group;
-    const int32_t rows = tokens > 0 ? tokens * group : c.tile_rows;
+    const int32_t group = group_size(c), rows = rows_per_tile(c), tokens = rows / group;
     const int32_t segment_log2 = c.batch_invariant ? log2_floor(kSegmentKeys / c.block_n) : 0;
     return {group, rows, tokens, c.tile_rows_decode, log2_floor(c.block_n), segment_log2};
 }

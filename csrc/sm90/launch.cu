@@ -59,6 +59,17 @@ CUtensorMap make_map(const View& view, bool bf16) {
 // The largest power of two up to `limit` that divides n.
 int32_t power_of_two_divisor(int32_t n, int32_t limit) { return std::min(limit, n & -n); }
 
+// The kernel table says what the planner cuts work into; Config what the kernel expects.
+template <int kDim>
+constexpr bool agrees_with_table(KernelId id) {
+    using C = Config<uint16_t, kDim>;
+    const KernelConfig& row = kKernelTable[id];
+    return row.id == id && row.max_head_dim == kDim && row.tile_rows == kTileRows && row.block_n == C::kBlockN &&
+           row.tile_rows_decode == (C::kHasDecode ? kDecodeRows : 0);
+}
+static_assert(agrees_with_table<64>(kKernelSm90D64) && agrees_with_table<128>(kKernelSm90D128) &&
+              agrees_with_table<256>(kKernelSm90D256));
+
 }  // namespace
 
 void launch(const AttentionParams& a, cudaStream_t stream) {

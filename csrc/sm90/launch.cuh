@@ -1,9 +1,7 @@
 // Launch of one instance.
 #pragma once
 
-#include <atomic>
-
-#include "cuda/cuda_check.h"
+#include "cuda/shared_memory.h"
 #include "sm90/kernel.cuh"
 
 namespace varattn::sm90 {
@@ -12,15 +10,7 @@ template <class C>
 void launch_instance(const LaunchParams& params, cudaStream_t stream) {
     constexpr int kSharedBytes = sizeof(SharedMemory<C>) + 1024;  // and room to align it
     static_assert(kSharedBytes <= 227 * 1024);
-    static std::atomic<uint64_t> ready{0};  // devices on which the limit is set
-    int device = 0;
-    check_cuda(cudaGetDevice(&device), "mha_varlen", "cudaGetDevice");
-    const uint64_t bit = uint64_t{1} << (device % 64);
-    if (!(ready.load(std::memory_order_relaxed) & bit)) {
-        check_cuda(cudaFuncSetAttribute(attention_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-                   "mha_varlen", "cudaFuncSetAttribute");
-        ready.fetch_or(bit, std::memory_order_relaxed);
-    }
+    const int device = allow_shared_memory<attention_kernel<C>>(kSharedBytes, "mha_varlen");
     const int num_ctas = params.a.config.num_ctas;
     // Unless SMs are to be left free: waiting CTAs would take them.
     int num_sms = 0;
