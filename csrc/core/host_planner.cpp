@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include "core/kernel_table.h"
+
 namespace varattn {
 namespace {
 
@@ -18,6 +20,14 @@ struct PlannedTile {
     int32_t blocks() const { return tile.blocks.end - tile.blocks.begin; }
     int32_t rows() const { return tile.rows.end - tile.rows.begin; }
 };
+
+constexpr bool costs_fit_31_bits() {
+    for (const KernelConfig& row : kKernelTable)
+        for (const int64_t block : {row.cost_block, row.cost_block_decode})
+            if (kMaxPricedBlocks * block + max_of(row.cost_item, row.cost_item_decode) > 0x7fffffff) return false;
+    return true;
+}
+static_assert(costs_fit_31_bits());
 
 // Most cost of a piece at one end of the queue.
 int32_t choose_target(const PlanConfig& c, const CostModel& costs, const Shares& shares, bool decode,
@@ -89,7 +99,7 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
             const Tile tile = tile_at(c, shape, seqs[i].q_len, seqs[i].kv_len, t);
             const int32_t cost = item_cost(costs, decode, tile.blocks.end - tile.blocks.begin);
             tiles.push_back({i, t, tile, decode, cost, segments_of(shape, tile.blocks)});
-            totals.cost[decode] += cost;
+            totals.blocks[decode] += std::min(tile.blocks.end - tile.blocks.begin, kMaxPricedBlocks);
             totals.tiles[decode] += 1;
         }
     }
@@ -103,7 +113,7 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
     for (PlannedTile& t : tiles) {
         const int32_t splits = splits_of(c, t.cost, t.segments, targets[t.decode]);
         if (splits < 2) continue;
-        const int32_t slots = slots_of(c, t.decode, splits, t.segments);
+        const int32_t slots = slots_of(c, shape, t.decode, splits, t.segments);
         t.first_slot = slots_before[t.decode];
         slots_before[t.decode] += slots;  // even where there is no room: a prefix sum, which the device can take
         if (slots_before[t.decode] > max_slots(c, t.decode)) continue;

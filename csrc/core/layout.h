@@ -53,14 +53,13 @@ VARATTN_HD constexpr int32_t max_items(const PlanConfig& c) {
 
 VARATTN_HD constexpr int64_t max_tasks(const PlanConfig& c) { return int64_t{max_items(c)} * c.num_heads_kv; }
 
-// Words of planner scratch: for each sequence, tile, item (see cuda/planner_kernel.cuh).
-inline constexpr int kSeqScratchWords = 5, kTileScratchWords = 4, kItemScratchWords = 2;
+// Words of planner scratch: for each sequence, for each tile (see cuda/planner_kernel.cuh).
+inline constexpr int kSeqScratchWords = 5, kTileScratchWords = 2;
 
 struct PlanLayout {
     int64_t items;  // WorkItem[max_items]
     int64_t seqs;   // scratch: int32 (max_seqs, 4), int32 (max_seqs)
     int64_t tiles;  // scratch: int32 (max_tiles, kTileScratchWords)
-    int64_t order;  // scratch: int32 (max_items, kItemScratchWords)
     int64_t bytes;
 };
 
@@ -69,8 +68,7 @@ VARATTN_HD constexpr PlanLayout plan_layout(const PlanConfig& c) {
     l.items = sizeof(PlanHeader);
     l.seqs = l.items + int64_t{max_items(c)} * static_cast<int64_t>(sizeof(WorkItem));
     l.tiles = l.seqs + round_up<int64_t>(int64_t{kSeqScratchWords} * c.max_seqs * 4, 64);
-    l.order = l.tiles + round_up<int64_t>(int64_t{kTileScratchWords} * max_tiles(c) * 4, 64);
-    l.bytes = l.order + round_up<int64_t>(int64_t{max_items(c)} * kItemScratchWords * 4, 64);
+    l.bytes = l.tiles + round_up<int64_t>(int64_t{kTileScratchWords} * max_tiles(c) * 4, 64);
     return l;
 }
 

@@ -47,24 +47,29 @@ VARATTN_HD constexpr int32_t log2_floor(uint32_t x) {
 #endif
 }
 
-// What tiles follow from, divided out once.
+// What tiles and their pieces follow from, divided out once.
 struct TileShape {
     int32_t group;
-    int32_t rows, tokens;  // of a prefill tile; tokens 0: a group fills more than one tile
-    int32_t decode_rows;
+    int32_t rows, tokens;   // of a prefill tile; tokens 0: a group fills more than one tile
+    int32_t decode_tokens;  // sequences of no more are a decode tile
     int32_t block_n_log2;
     int32_t segment_log2;  // blocks of a segment: tiles are cut at its multiples
+    int32_t max_slots[2];  // for partial results of prefills, of decodes
 };
 
 VARATTN_HD constexpr TileShape tile_shape(const PlanConfig& c) {
     const int32_t group = group_size(c), rows = rows_per_tile(c), tokens = rows / group;
     const int32_t segment_log2 = c.batch_invariant ? log2_floor(kSegmentKeys / c.block_n) : 0;
-    return {group, rows, tokens, c.tile_rows_decode, log2_floor(c.block_n), segment_log2};
+    return {group,
+            rows,
+            tokens,
+            c.tile_rows_decode / group,
+            log2_floor(c.block_n),
+            segment_log2,
+            {max_slots(c, false), max_slots(c, true)}};
 }
 
-VARATTN_HD constexpr bool is_decode(const TileShape& shape, int32_t q_len) {
-    return int64_t{q_len} * shape.group <= shape.decode_rows;
-}
+VARATTN_HD constexpr bool is_decode(const TileShape& shape, int32_t q_len) { return q_len <= shape.decode_tokens; }
 
 VARATTN_HD constexpr int32_t num_tiles(const TileShape& shape, int32_t q_len) {
     if (is_decode(shape, q_len)) return q_len > 0;
@@ -96,9 +101,11 @@ VARATTN_HD constexpr Tile tile_at(const PlanConfig& c, const TileShape& shape, i
     return tile;
 }
 
+// More blocks than these cost no more (a second for an item), so that costs fit 31 bits.
+inline constexpr int32_t kMaxPricedBlocks = 1 << 20;
+
 VARATTN_HD constexpr int32_t item_cost(const CostModel& m, bool decode, int32_t blocks) {
-    const int64_t cost = int64_t{blocks} * (decode ? m.block_decode : m.block) + (decode ? m.item_decode : m.item);
-    return static_cast<int32_t>(min_of<int64_t>(cost, 0x7fffffff));
+    return min_of(blocks, kMaxPricedBlocks) * (decode ? m.block_decode : m.block) + (decode ? m.item_decode : m.item);
 }
 
 // ---- Shares of the CTAs ----------------------------------------------------------------------------------------------
@@ -106,8 +113,8 @@ VARATTN_HD constexpr int32_t item_cost(const CostModel& m, bool decode, int32_t 
 // step takes as long as the slower of the two, `time` below. In that time prefill needs `least` CTAs at least, and leaves
 // `most` at most. The middle gives both ends slack: an end that runs dry goes on with the other end's shortest items.
 
-struct Totals {  // of all tiles, for one KV head: prefill, decode
-    int64_t cost[2];
+struct Totals {          // of all tiles, for one KV head: prefill, decode
+    uint32_t blocks[2];  // priced ones, modulo 2^32: an hour's work, beyond which shares may be odd
     int32_t tiles[2];
 };
 
@@ -118,16 +125,17 @@ VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces, int
 struct Shares {
     int32_t front_ctas;
     int32_t ctas[2];        // that an end of the queue is planned for
-    int64_t fair_share[2];  // average load of these
+    int32_t fair_share[2];  // average load of these
     bool may_be_wave[2];    // every tile can have a CTA of its own
 };
 
 inline constexpr int kLeastPieceItems = 3;  // a piece's cost is worth this many times an item's fixed cost
+inline constexpr uint32_t kMaxFairShare = 1 << 30;
 
 VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const CostModel& m, const Totals& t) {
-    uint64_t cost[2] = {};
-    for (int kind = 0; kind < 2; ++kind)
-        cost[kind] = static_cast<uint64_t>(t.cost[kind]) * c.num_heads_kv;
+    const uint64_t cost[2] = {
+        (uint64_t{t.blocks[0]} * m.block + static_cast<uint64_t>(t.tiles[0]) * m.item) * c.num_heads_kv,
+        (uint64_t{t.blocks[1]} * m.block_decode + static_cast<uint64_t>(t.tiles[1]) * m.item_decode) * c.num_heads_kv};
     // In 32 bits, as 64-bit divisions are slow on a GPU.
     const uint64_t all = cost[0] + cost[1];
     const int32_t shift = all >> 31 == 0 ? 0 : log2_floor(static_cast<uint32_t>(all >> 31)) + 1;
@@ -146,7 +154,8 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const CostModel& m, 
     }
     for (int kind = 0; kind < 2; ++kind) {
         s.ctas[kind] = max_of(kind == 1 ? c.num_ctas - s.front_ctas : s.front_ctas, 1);
-        s.fair_share[kind] = int64_t{ceil_div<uint32_t>(kind == 1 ? decode : prefill, s.ctas[kind])} << shift;
+        const uint64_t fair = uint64_t{ceil_div<uint32_t>(kind == 1 ? decode : prefill, s.ctas[kind])} << shift;
+        s.fair_share[kind] = static_cast<int32_t>(min_of<uint64_t>(fair, kMaxFairShare));
         s.may_be_wave[kind] = t.tiles[kind] > 0 && fits_one_wave(c, t.tiles[kind], s.ctas[kind]);
     }
     return s;
@@ -163,14 +172,13 @@ VARATTN_HD constexpr int32_t least_piece(const CostModel& m, bool decode) {
     return kLeastPieceItems * (decode ? m.item_decode : m.item);
 }
 
-VARATTN_HD constexpr int32_t wave_target(const CostModel& m, int64_t fair_share, bool decode, int i) {
-    const int64_t fair = max_of<int64_t>(least_piece(m, decode), fair_share);
-    return static_cast<int32_t>(min_of<int64_t>(fair + (fair + 31) / 32 * i, 0x7fffffff));
+VARATTN_HD constexpr int32_t wave_target(const CostModel& m, int32_t fair_share, bool decode, int i) {
+    const int32_t fair = max_of(least_piece(m, decode), fair_share);
+    return fair + ((fair + 31) >> 5) * i;
 }
 
-VARATTN_HD constexpr int32_t queue_target(const CostModel& m, int64_t fair_share, bool decode) {
-    const int64_t target = max_of<int64_t>(least_piece(m, decode), (fair_share + 1) / 2);
-    return static_cast<int32_t>(min_of<int64_t>(target, 0x7fffffff));
+VARATTN_HD constexpr int32_t queue_target(const CostModel& m, int32_t fair_share, bool decode) {
+    return max_of(least_piece(m, decode), (fair_share + 1) >> 1);
 }
 
 VARATTN_HD constexpr int32_t segments_of(const TileShape& shape, Range blocks) {
@@ -186,8 +194,9 @@ VARATTN_HD constexpr int32_t splits_of(const PlanConfig& c, int32_t cost, int32_
 
 // Slots for partial results that a split tile takes. Too many are cut to a number that is still too large, as sums of these
 // must fit 32 bits.
-VARATTN_HD constexpr int32_t slots_of(const PlanConfig& c, bool decode, int32_t num_splits, int32_t segments) {
-    return min_of(c.batch_invariant ? segments : num_splits, max_slots(c, decode) + 1);
+VARATTN_HD constexpr int32_t slots_of(const PlanConfig& c, const TileShape& shape, bool decode, int32_t num_splits,
+                                      int32_t segments) {
+    return min_of(c.batch_invariant ? segments : num_splits, shape.max_slots[decode] + 1);
 }
 
 // Balanced: pieces differ by at most one segment and none is empty. Piece s begins at segment n * s / num_splits, in 32
@@ -212,29 +221,31 @@ VARATTN_HD constexpr int32_t largest_piece(const TileShape& shape, int32_t num_b
 // The queue has two ends. From the front: prefill items, longest first. From the back: decode items, longest first. So
 // items are sorted by this key, ties in order of (sequence, tile, split).
 
-inline constexpr int kNumOrderKeys = 512;
+inline constexpr int kNumOrderKeys = 256;
 
-// Eight buckets per power of two, 0..255.
+// Eight buckets per power of two from 2^9 to 2^25 (33 ms), 0..127.
 VARATTN_HD constexpr int32_t cost_bucket(int32_t cost) {
-    const uint32_t x = static_cast<uint32_t>(max_of(cost, 1));
-    const int32_t exponent = log2_floor(x), fraction = (exponent >= 3 ? x >> (exponent - 3) : x << (3 - exponent)) & 7;
-    return exponent * 8 + fraction;
+    constexpr int kFirst = 9, kLast = kNumOrderKeys / 2 - 1;
+    const uint32_t x = static_cast<uint32_t>(max_of(cost, 1 << kFirst));
+    const int32_t exponent = log2_floor(x);
+    return min_of<int32_t>((exponent - kFirst) * 8 + (x >> (exponent - 3) & 7), kLast);
 }
 
 // Of a tile: all its pieces share the key of its largest piece.
 VARATTN_HD constexpr int32_t order_key(const CostModel& m, bool decode, int32_t largest_piece) {
     const int32_t bucket = cost_bucket(item_cost(m, decode, largest_piece));
-    return decode ? 256 + bucket : 255 - bucket;
+    return decode ? kNumOrderKeys / 2 + bucket : kNumOrderKeys / 2 - 1 - bucket;
 }
 
 // A split tile's place among the partial results: slots are handed out at each end, in order of (sequence, tile).
-VARATTN_HD constexpr int32_t partial_row_of(const PlanConfig& c, bool decode, int32_t first_slot) {
-    return decode ? max_slots(c, false) * c.tile_rows + first_slot * c.tile_rows_decode : first_slot * c.tile_rows;
+VARATTN_HD constexpr int32_t partial_row_of(const PlanConfig& c, const TileShape& shape, bool decode,
+                                            int32_t first_slot) {
+    return decode ? shape.max_slots[0] * c.tile_rows + first_slot * c.tile_rows_decode : first_slot * c.tile_rows;
 }
 
 // Its arrival counter. A split tile has two slots or more, so these differ.
-VARATTN_HD constexpr int32_t split_tile_of(const PlanConfig& c, bool decode, int32_t first_slot) {
-    return (decode ? max_slots(c, false) / 2 : 0) + first_slot / 2;
+VARATTN_HD constexpr int32_t split_tile_of(const TileShape& shape, bool decode, int32_t first_slot) {
+    return (decode ? shape.max_slots[0] / 2 : 0) + first_slot / 2;
 }
 
 VARATTN_HD constexpr WorkItem make_item(const PlanConfig& c, const CostModel& m, const TileShape& shape, int32_t seq,
@@ -253,8 +264,8 @@ VARATTN_HD constexpr WorkItem make_item(const PlanConfig& c, const CostModel& m,
     w.block_end = blocks.end;
     w.split = split;
     w.num_splits = num_splits;
-    w.split_tile = num_splits > 1 ? split_tile_of(c, decode, first_slot) : -1;
-    w.partial_row = num_splits > 1 ? partial_row_of(c, decode, first_slot) : 0;
+    w.split_tile = num_splits > 1 ? split_tile_of(shape, decode, first_slot) : -1;
+    w.partial_row = num_splits > 1 ? partial_row_of(c, shape, decode, first_slot) : 0;
     // The modes add up keys in different orders: one for all, where bits must not depend on the number of rows.
     w.flags = decode && !c.batch_invariant ? kItemDecode : 0;
     w.tile = tile_index;

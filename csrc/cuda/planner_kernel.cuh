@@ -1,87 +1,29 @@
 // The device planner: one launch. It evaluates the rules of core/schedule.h as plan_on_host does, and its result
 // is equal byte for byte. Loops are flat over sequences, tiles or items, never nested: a thread's work does not depend on
 // how long its sequence is. Small batches live in shared memory: a few CTAs compute the same, and each writes a part of
-// the items. For larger ones, one CTA uses the plan's scratch.
+// the items. For larger ones, one CTA keeps its lists in the plan's scratch.
 // It needs no CUDA header: tests/cpp/device_planner_test.cpp runs it on a CPU.
 #pragma once
 
 #include <cstring>
 
-#include "core/schedule.h"
-#include "device/scan.cuh"
+#include "cuda/planner_order.cuh"
 
 namespace varattn::planner {
 
-using namespace device;
-
-constexpr int kThreads = 512, kWarps = kThreads / 32;
-static_assert(kThreads == kNumOrderKeys, "a thread scans a key");
-constexpr int kWriters = 4;                       // CTAs
-constexpr int kRounds = 3;                        // of the sort: a thread's tiles
-constexpr int kSortedTiles = kThreads * kRounds;  // that are sorted at a time
-static_assert(kSortedTiles + 2 * kArrivalCounters <= 0xffff, "items of as many tiles are counted in 16 bits");
-
-struct alignas(16) TileScratch {
-    int32_t seq;
-    int32_t num_blocks;
-    int16_t num_splits;
-    int16_t key;         // order key; of a decode from kNumOrderKeys / 2
-    int32_t first_slot;  // if split; before slots are handed out: segments of the tile
+struct alignas(8) PlannedTile {
+    uint32_t seq : 24, key : 8;  // order key; of a decode from kNumOrderKeys / 2
+    // Blocks (2^24 are a block less, which changes nothing); once splits are chosen, the first slot of a split tile.
+    uint32_t blocks_or_slot : 24, more_splits : 8;
     __device__ bool is_decode() const { return key >= kNumOrderKeys / 2; }
+    __device__ int32_t num_splits() const { return static_cast<int32_t>(more_splits) + 1; }
 };
-static_assert(sizeof(TileScratch) == kTileScratchWords * 4);
-
-struct alignas(8) ItemScratch {
-    int32_t tile, split;
-};
-static_assert(sizeof(ItemScratch) == kItemScratchWords * 4);
+static_assert(sizeof(PlannedTile) == kTileScratchWords * 4);
+static_assert(kMaxSeqs <= 1 << 24 && kMaxNumSplits <= 256 && kArrivalCounters < 1 << 24 && kNumOrderKeys == 256);
+constexpr int32_t kMaxTileBlocks = (1 << 24) - 1;
 
 // Up to here, lists are kept in shared memory.
-constexpr int kSharedSeqs = 1024, kSharedTiles = kSortedTiles, kSharedItems = kSortedTiles;
-
-inline int32_t num_ctas(const PlanConfig& c) { return c.max_seqs <= kSharedSeqs ? kWriters : 1; }
-
-struct SharedMemory {
-    SequenceShape shapes[kSharedSeqs];
-    int32_t first_tiles[kSharedSeqs];
-    TileScratch tiles[kSharedTiles];
-    ItemScratch order[kSharedItems];
-    union {
-        uint16_t warp_items[kWarps][kNumOrderKeys];  // items of a key in a warp's tiles, then in those of earlier warps
-        uint4 staging[kWarps][32][sizeof(WorkItem) / sizeof(uint4)];  // a warp's items on their way to memory
-    };
-    uint16_t ranks[kSortedTiles];      // items of a tile's key in earlier tiles of its warp
-    int32_t next_item[kNumOrderKeys];  // count of a key's items, then position of its next item
-    BlockScan<kWarps>::Buffer scan;
-    long long warp_cost[2][kWarps];
-    int32_t warp_tiles[2][kWarps];
-    Shares shares;
-    int32_t wave_pieces[2][kNumWaveTargets];  // pieces that each target would make
-    uint32_t status;
-    PlanHeader header;
-};
-
-// One warp's tiles of the same key as this thread's: items in the tiles before it, items in all, the first such lane.
-struct KeyGroup {
-    int32_t before, items;
-    int leader;
-};
-
-__device__ inline KeyGroup group_by_key(int32_t key, int32_t num_splits) {
-    const int lane = threadIdx.x % 32;
-    const uint32_t peers = __match_any_sync(~0u, key), earlier = peers & ((1u << lane) - 1);
-    KeyGroup group{__popc(earlier), __popc(peers), __ffs(peers) - 1};
-    if (__any_sync(~0u, num_splits > 1)) {
-        group.before = group.items = 0;
-#pragma unroll 4
-        for (int other = 0; other < 32; ++other) {
-            const int32_t items = __shfl_sync(~0u, num_splits, other);
-            if (peers >> other & 1) group.items += items;
-            if (earlier >> other & 1) group.before += items;
-        }
-    }
-    return group;
-}
+constexpr int kSharedSeqs = kChunkSeqs, kSharedTiles = kSortedTiles;
 
 struct PlannerParams {
     PlanConfig config;
@@ -90,433 +32,421 @@ struct PlannerParams {
     SequenceLengths lengths;
     PlanLayout layout;
     char* plan;
+    int32_t num_ctas;
 };
 
-// What a thread reads: two sequences.
-struct GivenLengths {
-    int32_t q[3], k[3], used[2];
-};
+// CTAs of the launch: so many that each warp has few items to write.
+inline int32_t num_ctas(const PlanConfig& c) {
+    if (c.max_seqs > kSharedSeqs) return 1;
+    return max_tiles(c) <= 1024 ? 4 : max_tiles(c) <= 2048 ? 8 : 16;
+}
 
+constexpr int kItemParts = sizeof(WorkItem) / sizeof(uint4), kStagedItems = 16;
+
+struct SharedMemory {
+    SequenceShape shapes[kSharedSeqs];
+    int32_t first_tiles[kSharedSeqs];
+    PlannedTile tiles[kSharedTiles];
+    ItemCounts counts;
+    uint4 staging[kWarps][kStagedItems][kItemParts];  // a warp's items on their way to memory
+    int32_t next_item[kNumOrderKeys];                 // position of the key's next item
+    BlockScan<kWarps>::Buffer scan;
+    uint32_t sums[5][kWarps];                 // see Totals
+    int32_t wave_pieces[2][kNumWaveTargets];  // pieces that each target would make
+    PlanHeader header;
+};
+static_assert(sizeof(SharedMemory) <= 98 * 1024, "compute capability 8.6 has 99 KiB for a CTA");
+
+template <bool kIsShared>  // where the lists are
 class Planner {
 public:
     __device__ Planner(const PlannerParams& p, SharedMemory& s)
-        : c_(p.config), costs_(p.costs), shape_(p.shape), in_(p.lengths), p_(p), s_(s), scan_(s.scan) {}
+        : c_(p.config), costs_(p.costs), shape_(p.shape), p_(p), s_(s), scan_(s.scan) {
+        if constexpr (kIsShared) {
+            shapes_ = s.shapes;
+            first_tiles_ = s.first_tiles;
+            tiles_ = s.tiles;
+        } else {
+            shapes_ = reinterpret_cast<SequenceShape*>(p.plan + p.layout.seqs);
+            first_tiles_ = reinterpret_cast<int32_t*>(shapes_ + c_.max_seqs);
+            tiles_ = reinterpret_cast<PlannedTile*>(p.plan + p.layout.tiles);
+        }
+    }
 
-    __device__ void run() {
-        clear();
-        read_lengths();
+    // False if there are too many tiles for shared memory.
+    __device__ bool run() {
+        if (!read_lengths()) return false;
         __syncthreads();
-        if (blockIdx.x > 0 && !is_small()) return;
         cut_tiles();
-        __syncthreads();
-        share();
-        __syncthreads();
         choose_splits();
-        __syncthreads();
-        order_tiles();
-        if (blockIdx.x > 0 && !is_small()) return;
-        __syncthreads();
         write_items();
+        return true;
     }
 
 private:
-    __device__ void clear() {
-        for (int word = threadIdx.x; word < int(sizeof(PlanHeader) / 4); word += kThreads)
-            reinterpret_cast<int32_t*>(&s_.header)[word] = 0;
-        if (threadIdx.x == 0) s_.status = 0;
-        if (threadIdx.x < 2 * kNumWaveTargets) s_.wave_pieces[0][threadIdx.x] = 0;
-    }
-
-    __device__ GivenLengths load_lengths(int32_t seq) const {
-        GivenLengths g{};
-        if (seq >= c_.max_seqs) return g;
-        const bool two = seq + 1 < c_.max_seqs;
-        g.q[0] = in_.cu_seqlens_q[seq];
-        g.q[1] = in_.cu_seqlens_q[seq + 1];
-        g.q[2] = two ? in_.cu_seqlens_q[seq + 2] : g.q[1];
-        if (in_.cu_seqlens_k) {
-            g.k[0] = in_.cu_seqlens_k[seq];
-            g.k[1] = in_.cu_seqlens_k[seq + 1];
-            g.k[2] = two ? in_.cu_seqlens_k[seq + 2] : g.k[1];
-        }
-        if (in_.seqused_k) {
-            g.used[0] = in_.seqused_k[seq];
-            if (two) g.used[1] = in_.seqused_k[seq + 1];
-        }
-        return g;
-    }
-
-    // Each sequence's shape and first tile.
-    __device__ void read_lengths() {
-        uint32_t status = 0;
-        int32_t tiles = 0;               // before the chunk
-        bool monotone = true;            // so far: offsets can be taken as they are
-        int32_t last_q = 0, last_k = 0;  // else: their running maximum
-        GivenLengths next = load_lengths(2 * threadIdx.x);
-        for (int32_t chunk = 0; chunk < c_.max_seqs; chunk += 2 * kThreads) {
-            const int32_t seq = chunk + 2 * static_cast<int32_t>(threadIdx.x);
-            GivenLengths g = next;
-            next = load_lengths(seq + 2 * kThreads);
-            const bool in_order = 0 <= g.q[0] && g.q[0] <= g.q[1] && g.q[1] <= g.q[2] && g.q[2] <= c_.max_total_q &&
-                                  0 <= g.k[0] && g.k[0] <= g.k[1] && g.k[1] <= g.k[2];
-            if (!__syncthreads_and(in_order) || !monotone) clamp_offsets(chunk, monotone, last_q, last_k, g, status);
-
-            int32_t count[2];
+    // Each sequence's shape and first tile; each tile's sequence.
+    __device__ bool read_lengths() {
+        LengthReader reader(c_, p_.lengths, scan_);
+        int32_t tiles = 0;  // before the chunk
+        GivenLengths next = reader.load(0);
+#pragma unroll 1
+        for (int32_t chunk = 0; chunk < c_.max_seqs; chunk += kChunkSeqs) {
+            const GivenLengths given = next;
+            if (!kIsShared) next = reader.load(chunk + kChunkSeqs);
+            SequenceShape shapes[kSeqsPerThread];
+            reader.clamp(chunk, given, shapes);
+            const int32_t seq = LengthReader::first_of_thread(chunk);
+            int32_t count[kSeqsPerThread];
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const bool exists = seq + i < c_.max_seqs;
-                SequenceShape shape{g.q[i], g.q[i + 1] - g.q[i], g.k[i], kMaxLength};
-                if (in_.cu_seqlens_k) {
-                    shape.kv_len = min_of(kMaxLength, g.k[i + 1] - g.k[i]);
-                    if (!in_.seqused_k && shape.kv_len < g.k[i + 1] - g.k[i]) status |= kStatusCuSeqlensK;
-                }
-                if (in_.seqused_k) {
-                    shape.kv_len = clamp(g.used[i], 0, shape.kv_len);
-                    if (exists && shape.kv_len != g.used[i]) status |= kStatusSequsedK;
-                }
-                count[i] = exists ? num_tiles(shape_, shape.q_len) : 0;
-                if (exists) shapes()[seq + i] = shape;
-                if (seq + i == 0) s_.header.q_begin = g.q[0];
-                if (seq + i == c_.max_seqs - 1) s_.header.q_end = g.q[i + 1];
-            }
+            for (int i = 0; i < kSeqsPerThread; ++i)
+                count[i] = seq + i < c_.max_seqs ? num_tiles(shape_, shapes[i].q_len) : 0;
             const int32_t counts[1] = {count[0] + count[1]};
             const auto sum = scan_.exclusive<Sum>(counts);
-            const int32_t first = tiles + sum.before[0];
-            if (seq < c_.max_seqs) first_tiles()[seq] = first;
-            if (seq + 1 < c_.max_seqs) first_tiles()[seq + 1] = first + count[0];
+            int32_t first = tiles + sum.before[0];
             tiles += sum.total[0];
+            if (kIsShared && tiles > kSharedTiles) return false;
+#pragma unroll
+            for (int i = 0; i < kSeqsPerThread; ++i) {
+                if (seq + i < c_.max_seqs) {
+                    shapes_[seq + i] = shapes[i];
+                    first_tiles_[seq + i] = first;
+                    if (seq + i == 0) s_.header.q_begin = shapes[i].q_begin;
+                    if (seq + i == c_.max_seqs - 1) s_.header.q_end = shapes[i].q_begin + shapes[i].q_len;
+                }
+                name_tiles(seq + i, first, count[i]);
+                first += count[i];
+            }
         }
-        if (status) atomicOr(&s_.status, status);
+        if (reader.status()) atomicOr(&s_.header.status, reader.status());
         num_tiles_ = tiles;
+        return true;
     }
 
-    // Some offset is out of order: all become the running maximum of what was given.
-    __device__ void clamp_offsets(int32_t chunk, bool& monotone, int32_t& last_q, int32_t& last_k, GivenLengths& g,
-                                  uint32_t& status) {
-        constexpr int32_t kNoLimit = 0x7fffffff;
-        if (monotone) {  // until here
-            const int32_t q = in_.cu_seqlens_q[chunk], k = in_.cu_seqlens_k ? in_.cu_seqlens_k[chunk] : 0;
-            last_q = clamp_offset(q, c_.max_total_q);
-            last_k = clamp_offset(k, kNoLimit);
-            if (last_q != q) status |= kStatusCuSeqlensQ;
-            if (last_k != k) status |= kStatusCuSeqlensK;
-            monotone = false;
+    // A warp writes the sequence of its threads' tiles. Many tiles are shared out among the warp.
+    __device__ void name_tiles(int32_t seq, int32_t first, int32_t count) {
+        constexpr int32_t kAlone = 16;
+#pragma unroll 1
+        for (int32_t i = 0; i < min_of(count, kAlone); ++i)
+            tiles_[first + i] = {static_cast<uint32_t>(seq), 0, 0, 0};
+#pragma unroll 1
+        for (uint32_t long_ones = __ballot_sync(~0u, count > kAlone); long_ones != 0; long_ones &= long_ones - 1) {
+            const int lane = __ffs(long_ones) - 1;
+            const int32_t its_seq = __shfl_sync(~0u, seq, lane), its_first = __shfl_sync(~0u, first, lane),
+                          its_count = __shfl_sync(~0u, count, lane);
+#pragma unroll 1
+            for (int32_t i = kAlone + threadIdx.x % 32; i < its_count; i += 32)
+                tiles_[its_first + i] = {static_cast<uint32_t>(its_seq), 0, 0, 0};
         }
-        const GivenLengths given = g;
-        for (int i = 1; i < 3; ++i) {
-            g.q[i] = clamp_offset(g.q[i], c_.max_total_q);
-            g.k[i] = clamp_offset(g.k[i], kNoLimit);
-        }
-        const int32_t offsets[2] = {max_of(g.q[1], g.q[2]), max_of(g.k[1], g.k[2])};
-        const auto running = scan_.exclusive<Max>(offsets);
-        g.q[0] = max_of(last_q, running.before[0]);
-        g.k[0] = max_of(last_k, running.before[1]);
-        const int32_t seq = chunk + 2 * static_cast<int32_t>(threadIdx.x);
-        for (int i = 1; i < 3; ++i) {
-            g.q[i] = max_of(g.q[i - 1], g.q[i]);
-            g.k[i] = max_of(g.k[i - 1], g.k[i]);
-            if (seq + i <= c_.max_seqs && g.q[i] != given.q[i]) status |= kStatusCuSeqlensQ;
-            if (seq + i <= c_.max_seqs && g.k[i] != given.k[i]) status |= kStatusCuSeqlensK;
-        }
-        last_q = max_of(last_q, running.total[0]);
-        last_k = max_of(last_k, running.total[1]);
     }
 
-    // Each tile's sequence and blocks, and the totals that shares and targets depend on.
+    // Each tile's blocks, the totals that shares and targets depend on, and the most blocks of a tile.
     __device__ void cut_tiles() {
-        long long cost[2] = {};
-        int32_t tiles[2] = {};
+        uint32_t sums[3] = {};  // blocks of prefills, of decodes; decodes
+        uint32_t most[2] = {};
+#pragma unroll 1
         for (int32_t t = threadIdx.x; t < num_tiles_; t += kThreads) {
-            TileScratch tile{};
-            tile.seq = sequence_of(t);
-            const SequenceShape seq = shapes()[tile.seq];
+            PlannedTile tile = tiles_[t];
+            const SequenceShape seq = shapes_[tile.seq];
             const bool decode = is_decode(shape_, seq.q_len);
-            const Tile cut = tile_at(c_, shape_, seq.q_len, seq.kv_len, t - first_tiles()[tile.seq]);
-            tile.num_blocks = cut.blocks.end - cut.blocks.begin;
-            tile.num_splits = 1;
-            tile.first_slot = segments_of(shape_, cut.blocks);
-            tile.key = static_cast<int16_t>(order_key(costs_, decode, tile.num_blocks));
-            this->tiles()[t] = tile;
-            const int32_t tile_cost = item_cost(costs_, decode, tile.num_blocks);
-            cost[0] += decode ? 0 : tile_cost;
-            cost[1] += decode ? tile_cost : 0;
-            tiles[0] += !decode;
-            tiles[1] += decode;
+            const Range blocks = cut(t, tile, seq).blocks;
+            const int32_t num_blocks = blocks.end - blocks.begin;
+            tile.key = order_key(costs_, decode, num_blocks);
+            tile.blocks_or_slot = min_of(num_blocks, kMaxTileBlocks);
+            tiles_[t] = tile;
+            const uint32_t priced = min_of(num_blocks, kMaxPricedBlocks);
+            sums[0] += decode ? 0 : priced;
+            sums[1] += decode ? priced : 0;
+            sums[2] += decode;
+            most[0] = max_of(most[0], decode ? 0 : priced);
+            most[1] = max_of(most[1], decode ? priced : 0);
         }
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
-        for (int kind = 0; kind < 2; ++kind) {
-            const int32_t warp_tiles = __reduce_add_sync(~0u, tiles[kind]);
-            const long long warp_cost = warp_tiles > 0 ? warp_sum(cost[kind]) : 0;
-            if (lane != 0) continue;
-            s_.warp_tiles[kind][warp] = warp_tiles;
-            s_.warp_cost[kind][warp] = warp_cost;
+        for (int i = 0; i < 5; ++i) {
+            const uint32_t of_warp = i < 3 ? __reduce_add_sync(~0u, sums[i]) : __reduce_max_sync(~0u, most[i - 3]);
+            if (lane == 0) s_.sums[i][warp] = of_warp;
         }
-    }
-
-    // The last sequence whose first tile is not after t.
-    __device__ int32_t sequence_of(int32_t t) const {
-        const int32_t* first = first_tiles();
-        if (t < c_.max_seqs && first[t] == t && (t + 1 == c_.max_seqs || first[t + 1] == t + 1)) return t;
-        int32_t seq = 0;
-        for (int32_t end = c_.max_seqs; end - seq > 1;) {
-            const int32_t middle = seq + (end - seq) / 2;
-            (first[middle] <= t ? seq : end) = middle;
-        }
-        return seq;
-    }
-
-    __device__ void share() {
-        if (threadIdx.x >= 32) return;
-        Totals totals{};
+        __syncthreads();
+        uint32_t all[5];
 #pragma unroll
-        for (int kind = 0; kind < 2; ++kind) {
-            const bool has = threadIdx.x < kWarps;
-            totals.tiles[kind] = __reduce_add_sync(~0u, has ? s_.warp_tiles[kind][threadIdx.x] : 0);
-            totals.cost[kind] = warp_sum(has ? s_.warp_cost[kind][threadIdx.x] : 0);
+        for (int i = 0; i < 5; ++i) {
+            const uint32_t of_warp = lane < kWarps ? s_.sums[i][lane] : 0;
+            all[i] = i < 3 ? __reduce_add_sync(~0u, of_warp) : __reduce_max_sync(~0u, of_warp);
         }
-        if (threadIdx.x == 0) s_.shares = share_ctas(c_, costs_, totals);
+        const auto decodes = static_cast<int32_t>(all[2]);
+        totals_ = {{all[0], all[1]}, {num_tiles_ - decodes, decodes}};
+        most_blocks_[0] = static_cast<int32_t>(all[3]);
+        most_blocks_[1] = static_cast<int32_t>(all[4]);
     }
 
-    // Splits of each tile, while there is room for partial results: since tiles without room count too, those with room
-    // come before those without.
+    __device__ Tile cut(int32_t t, const PlannedTile& tile, const SequenceShape& seq) const {
+        return tile_at(c_, shape_, seq.q_len, seq.kv_len, t - first_tiles_[tile.seq]);
+    }
+
+    // Splits of each tile, while there is room for partial results.
     __device__ void choose_splits() {
-        if (c_.num_splits == 1) return;
-        const Shares& shares = s_.shares;
-        if (shares.may_be_wave[0] || shares.may_be_wave[1]) {
-            count_wave_pieces();
-            __syncthreads();
-        }
+        const Shares shares = share_ctas(c_, costs_, totals_);
+        front_ctas_ = shares.front_ctas;
         int32_t targets[2];
+        bool may_split[2], counts[2];
 #pragma unroll
         for (int kind = 0; kind < 2; ++kind) {
-            targets[kind] = queue_target(costs_, shares.fair_share[kind], kind);
-            for (int i = kNumWaveTargets - 1; i >= 0 && shares.may_be_wave[kind]; --i)
-                if (fits_one_wave(c_, s_.wave_pieces[kind][i], shares.ctas[kind]))
-                    targets[kind] = wave_target(costs_, shares.fair_share[kind], kind, i);
+            const bool wave = shares.may_be_wave[kind];
+            targets[kind] = wave ? wave_target(costs_, shares.fair_share[kind], kind, 0)
+                                 : queue_target(costs_, shares.fair_share[kind], kind);
+            may_split[kind] = c_.num_splits > 1 && totals_.tiles[kind] > 0 &&
+                              item_cost(costs_, kind, most_blocks_[kind]) > targets[kind];
+            counts[kind] = wave && may_split[kind];
         }
-        bool any_split = false;
-        for (int32_t t = threadIdx.x; t < num_tiles_; t += kThreads) {
-            TileScratch& tile = tiles()[t];
-            const int32_t target = tile.is_decode() ? targets[1] : targets[0];
-            const int32_t splits = splits_of(c_, cost_of(tile), tile.first_slot, target);
-            if (splits > 1) {
-                tile.num_splits = static_cast<int16_t>(splits);
-                any_split = true;
-            }
-        }
-        if (__syncthreads_or(any_split)) place_pieces();
-    }
-
-    __device__ void count_wave_pieces() {
-        const Shares& shares = s_.shares;
-        for (int32_t t = threadIdx.x; t < round_up(num_tiles_, 32); t += kThreads) {
-            const bool exists = t < num_tiles_;
-            const TileScratch tile = exists ? tiles()[t] : TileScratch{};
-            for (int kind = 0; kind < 2; ++kind) {
-                const bool counts = exists && tile.is_decode() == (kind == 1);
-                if (!shares.may_be_wave[kind] || !__any_sync(~0u, counts)) continue;
-                int32_t mine = 0;
+        if (!may_split[0] && !may_split[1]) return;
+        if (counts[0] || counts[1]) {
+            count_wave_pieces(shares, counts);
+            __syncthreads();
 #pragma unroll
-                for (int i = 0; i < kNumWaveTargets; ++i) {
-                    const int32_t target = wave_target(costs_, shares.fair_share[kind], kind, i);
-                    const int32_t pieces = counts ? splits_of(c_, cost_of(tile), tile.first_slot, target) : 0;
-                    const int32_t sum = __reduce_add_sync(~0u, pieces);
-                    if (static_cast<int>(threadIdx.x % 32) == i) mine = sum;
-                }
-                if (threadIdx.x % 32 < kNumWaveTargets) atomicAdd(&s_.wave_pieces[kind][threadIdx.x % 32], mine);
+            for (int kind = 0; kind < 2; ++kind) {
+                if (!counts[kind]) continue;
+                targets[kind] = queue_target(costs_, shares.fair_share[kind], kind);
+#pragma unroll 1
+                for (int i = kNumWaveTargets - 1; i >= 0; --i)
+                    if (fits_one_wave(c_, s_.wave_pieces[kind][i], shares.ctas[kind]))
+                        targets[kind] = wave_target(costs_, shares.fair_share[kind], kind, i);
             }
+        }
+        place_pieces(targets);
+        __syncthreads();
+    }
+
+    // Blocks are segments, but for batch invariance.
+    __device__ int32_t segments(int32_t t, const PlannedTile& tile) const {
+        if (shape_.segment_log2 == 0) return tile.blocks_or_slot;
+        return segments_of(shape_, cut(t, tile, shapes_[tile.seq]).blocks);
+    }
+    __device__ int32_t cost_of(const PlannedTile& t) const {
+        return item_cost(costs_, t.is_decode(), t.blocks_or_slot);
+    }
+
+    __device__ void count_wave_pieces(const Shares& shares, const bool (&counts)[2]) {
+        const int lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (int32_t t = threadIdx.x; t - lane < num_tiles_; t += kThreads) {
+            PlannedTile tile{};
+            bool decode = false, counted = false;
+            if (t < num_tiles_) {
+                tile = tiles_[t];
+                decode = tile.is_decode();
+                counted = decode ? counts[1] : counts[0];
+            }
+            if (!__any_sync(~0u, counted)) continue;
+            const int32_t cost = cost_of(tile), its_segments = counted ? segments(t, tile) : 0,
+                          fair = decode ? shares.fair_share[1] : shares.fair_share[0];
+            int32_t prefills = 0, decodes = 0;
+#pragma unroll
+            for (int i = 0; i < kNumWaveTargets; ++i) {
+                int32_t pieces = splits_of(c_, cost, its_segments, wave_target(costs_, fair, decode, i));
+                if (!counted) pieces = 0;
+                const int32_t of_prefills = __reduce_add_sync(~0u, decode ? 0 : pieces),
+                              of_decodes = __reduce_add_sync(~0u, decode ? pieces : 0);
+                if (lane == i) prefills = of_prefills, decodes = of_decodes;
+            }
+            if (lane >= kNumWaveTargets) continue;
+            if (prefills > 0) atomicAdd(&s_.wave_pieces[0][lane], prefills);
+            if (decodes > 0) atomicAdd(&s_.wave_pieces[1][lane], decodes);
         }
     }
 
-    // Hands out slots to split tiles, at each end.
-    __device__ void place_pieces() {
+    // Hands out slots to split tiles, at each end. Since tiles without room count too, those with room come before those
+    // without.
+    __device__ void place_pieces(const int32_t (&targets)[2]) {
         int32_t before[2] = {};  // the chunk
+#pragma unroll 1
         for (int32_t chunk = 0; chunk < num_tiles_; chunk += kThreads) {
             const int32_t t = chunk + threadIdx.x;
-            TileScratch tile = t < num_tiles_ ? tiles()[t] : TileScratch{};
-            const bool split = tile.num_splits > 1, decode = tile.is_decode();
-            const int32_t segments = tile.first_slot,
-                          slots = split ? slots_of(c_, decode, tile.num_splits, segments) : 0;
+            PlannedTile tile{};
+            bool decode = false;
+            int32_t its_segments = 0, splits = 1, slots = 0;
+            if (t < num_tiles_) {
+                tile = tiles_[t];
+                decode = tile.is_decode();
+                its_segments = segments(t, tile);
+                splits = splits_of(c_, cost_of(tile), its_segments, decode ? targets[1] : targets[0]);
+                if (splits > 1) slots = slots_of(c_, shape_, decode, splits, its_segments);
+            }
             const int32_t counts[2] = {decode ? 0 : slots, decode ? slots : 0};
             const auto sum = scan_.exclusive<Sum>(counts);
-            if (split) {
-                tile.first_slot = decode ? before[1] + sum.before[1] : before[0] + sum.before[0];
-                if (tile.first_slot + slots <= max_slots(c_, decode)) {
-                    const int32_t largest = largest_piece(shape_, tile.num_blocks, segments, tile.num_splits);
-                    tile.key = static_cast<int16_t>(order_key(costs_, decode, largest));
-                    const int32_t rows = shapes()[tile.seq].q_len * shape_.group, index = t - first_tiles()[tile.seq];
-                    atomicAdd(&s_.header.num_split_tiles, 1);
-                    atomicAdd(&s_.header.num_partial_rows,
-                              slots * (decode ? rows : min_of(rows - index * shape_.rows, shape_.rows)));
-                } else {
-                    tile.num_splits = 1;
-                }
-                tiles()[t] = tile;
-            }
+            const int32_t first_slot = decode ? before[1] + sum.before[1] : before[0] + sum.before[0];
             before[0] += sum.total[0];
             before[1] += sum.total[1];
+            if (splits == 1 || first_slot + slots > shape_.max_slots[decode]) continue;
+            const int32_t largest = largest_piece(shape_, tile.blocks_or_slot, its_segments, splits);
+            tile.key = order_key(costs_, decode, largest);
+            tile.more_splits = splits - 1;
+            tile.blocks_or_slot = first_slot;
+            tiles_[t] = tile;
+            const Range rows = cut(t, tile, shapes_[tile.seq]).rows;
+            atomicAdd(&s_.header.num_split_tiles, 1);
+            atomicAdd(&s_.header.num_partial_rows, slots * (rows.end - rows.begin));
         }
     }
 
-    // A stable counting sort: a tile's items come after all items of smaller keys and those of earlier tiles of its key.
-    __device__ void order_tiles() {
-        const bool at_once = num_tiles_ <= kSortedTiles;  // else keys are counted first, then tiles placed
-        const int key = threadIdx.x;
-        int32_t counts[1] = {0};
-        int32_t first = 0;
-        for (bool placing = at_once;;) {
-            const int32_t count = rank_tiles(first);
-            const bool last = first + kSortedTiles >= num_tiles_;
-            if (at_once || !placing) counts[0] += count;
-            if (at_once || (!placing && last)) {
-                const auto scanned = scan_.exclusive<Sum>(counts);
-                s_.next_item[key] = scanned.before[0];
-                if (key == kNumOrderKeys / 2) s_.header.num_front_items = scanned.before[0];
-                num_items_ = scanned.total[0];
-                if (blockIdx.x > 0 && !is_small()) return;
-            }
-            __syncthreads();
-            if (placing) {
-                place_tiles(first);
-                if (last) break;
-                __syncthreads();
-                s_.next_item[key] += count;
-            }
-            first = last ? 0 : first + kSortedTiles;
-            placing |= last;
-        }
-    }
-
-    __device__ void place_tiles(int32_t first) {
-        for (int32_t i = sorted_tile(0), round = 0; round < num_rounds() && first + i < num_tiles_; ++round, i += 32) {
-            const TileScratch tile = tiles()[first + i];
-            const int32_t begin = s_.next_item[tile.key] + s_.warp_items[threadIdx.x / 32][tile.key] + s_.ranks[i];
-            for (int32_t split = 0; split < tile.num_splits; ++split)
-                order()[begin + split] = {first + i, split};
-        }
-    }
-
-    // Of kSortedTiles tiles: items of the same key in earlier tiles of the warp. Leaves those of earlier warps in warp_items,
-    // and returns the items of this thread's key.
-    __device__ int32_t rank_tiles(int32_t first) {
-        const int lane = threadIdx.x % 32;
-        uint16_t* const warp_items = s_.warp_items[threadIdx.x / 32];
-        for (int i = lane; i < kNumOrderKeys / 8; i += 32)
-            reinterpret_cast<uint4*>(warp_items)[i] = uint4{};
-        __syncwarp();
-#pragma unroll 1
-        for (int round = 0; round < num_rounds(); ++round) {
-            const int32_t i = sorted_tile(round);
-            if (first + i - lane >= num_tiles_) break;
-            const bool exists = first + i < num_tiles_;
-            const int32_t splits = exists ? tiles()[first + i].num_splits : 1,
-                          key = exists ? tiles()[first + i].key : -1;
-            const KeyGroup group = group_by_key(key, splits);
-            const int32_t before = exists ? warp_items[key] : 0;
-            s_.ranks[i] = static_cast<uint16_t>(before + group.before);
-            __syncwarp();
-            if (exists && lane == group.leader) warp_items[key] = static_cast<uint16_t>(before + group.items);
-            __syncwarp();
-        }
-        __syncthreads();
-        int32_t total = 0;
-#pragma unroll
-        for (int other = 0; other < kWarps; ++other) {
-            const int32_t items = s_.warp_items[other][threadIdx.x];
-            s_.warp_items[other][threadIdx.x] = static_cast<uint16_t>(total);
-            total += items;
-        }
-        return total;
-    }
-    // A thread's tiles, of those that are sorted at a time. A warp's are neighbours.
-    __device__ int32_t num_rounds() const { return clamp(ceil_div(num_tiles_, kThreads), 1, kRounds); }
-    __device__ int32_t sorted_tile(int32_t round) const {
-        return (static_cast<int32_t>(threadIdx.x) / 32 * num_rounds() + round) * 32 +
-               static_cast<int32_t>(threadIdx.x) % 32;
-    }
-
-    // Header and items. A warp gathers 32 items in shared memory, so that it writes whole lines.
+    // Sorts tiles, as many as counters take at a time. If that is not all, they are counted first.
     __device__ void write_items() {
-        if (threadIdx.x == 0) {
-            PlanHeader& header = s_.header;
-            header.magic = kPlanMagic;
-            header.status = s_.status;
-            header.config = c_;
-            header.num_items = num_items_;
-            header.num_front_ctas = s_.shares.front_ctas;
-        }
-        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        constexpr int kParts = sizeof(WorkItem) / sizeof(uint4);
-        uint4(&staging)[32][kParts] = s_.staging[warp];
-        const int32_t step = is_small() ? kThreads * kWriters : kThreads;
-        for (int32_t first = blockIdx.x * kThreads + warp * 32; first < num_items_; first += step) {
-            const int32_t i = first + lane;
-            if (i < num_items_) {
-                const ItemScratch at = order()[i];
-                const TileScratch tile = tiles()[at.tile];
-                const SequenceShape seq = shapes()[tile.seq];
-                const int32_t index = at.tile - first_tiles()[tile.seq];
-                const Tile cut = tile_at(c_, shape_, seq.q_len, seq.kv_len, index);
-                const WorkItem item = make_item(c_, costs_, shape_, tile.seq, seq, tile.is_decode(), index, cut,
-                                                at.split, tile.num_splits, tile.first_slot);
-                uint4 parts[kParts];
-                memcpy(parts, &item, sizeof item);
-#pragma unroll
-                for (int part = 0; part < kParts; ++part)
-                    staging[lane][part ^ (lane / 2 % kParts)] = parts[part];
+        int32_t items = 0;  // of this thread's key
+        const bool at_once = kIsShared || num_tiles_ <= kSortedTiles;
+#pragma unroll 1
+        for (int32_t first = 0; !at_once && first < num_tiles_; first += kSortedTiles)
+            items += count_items(first);
+        int32_t position = 0;
+#pragma unroll 1
+        for (int32_t first = 0; first == 0 || first < num_tiles_; first += kSortedTiles) {
+            const int32_t here = count_items(first);
+            if (first == 0) {
+                const int32_t of_key[1] = {at_once ? here : items};
+                const auto sum = scan_.exclusive<Sum>(of_key);
+                position = sum.before[0];
+                if (threadIdx.x == kNumOrderKeys / 2) s_.header.num_front_items = position;
+                num_items_ = sum.total[0];
             }
-            __syncwarp();
-            auto* to = reinterpret_cast<uint4*>(items() + first);
-#pragma unroll
-            for (int round = 0; round < kParts; ++round) {
-                const int at = round * 32 + lane, from = at / kParts;
-                if (first + from < num_items_) to[at] = staging[from][at % kParts ^ (from / 2 % kParts)];
-            }
-            __syncwarp();
+            if (threadIdx.x < kNumOrderKeys) s_.next_item[threadIdx.x] = position;
+            position += here;
+            __syncthreads();
+            write_items_of(first);
+            if (!kIsShared) __syncthreads();
         }
-        if (blockIdx.x > 0) return;
+        if (blockIdx.x == 0 && threadIdx.x < 32) write_header();
+    }
+
+    // Of kSortedTiles tiles. Returns the items of this thread's key.
+    __device__ int32_t count_items(int32_t first) {
+        if (!kIsShared) {
+            __syncthreads();
+            s_.counts.clear();
+            __syncthreads();
+        }
+        const int32_t count = min_of(num_tiles_ - first, kSortedTiles), rounds = num_rounds(count);
+#pragma unroll 1
+        for (int round = 0; round < rounds; ++round) {
+            const int32_t i = (threadIdx.x / 32 * rounds + round) * 32 + threadIdx.x % 32;
+            if (i - static_cast<int32_t>(threadIdx.x % 32) >= count) break;
+            const PlannedTile tile = i < count ? tiles_[first + i] : PlannedTile{};
+            s_.counts.add(i, tile.key, i < count ? tile.num_splits() : 0);
+        }
         __syncthreads();
-        for (int word = threadIdx.x; word < int(sizeof(PlanHeader) / 4); word += kThreads)
-            reinterpret_cast<int32_t*>(p_.plan)[word] = reinterpret_cast<const int32_t*>(&s_.header)[word];
+        return threadIdx.x < kNumOrderKeys ? s_.counts.sum_up(threadIdx.x) : 0;
+    }
+    __device__ static int32_t num_rounds(int32_t count) { return max_of(ceil_div(count, kThreads), 1); }
+
+    // Warps of all CTAs take 32 tiles at a time, or, if these are few, a share of their items.
+    __device__ void write_items_of(int32_t first) {
+        const int lane = threadIdx.x % 32;
+        const int32_t count = min_of(num_tiles_ - first, kSortedTiles), groups = max_of(ceil_div(count, 32), 1),
+                      rounds = num_rounds(count), num_ctas = kIsShared ? p_.num_ctas : 1, warps = num_ctas * kWarps;
+        int shares_log2 = 0;
+        while (groups << (shares_log2 + 1) <= warps)
+            ++shares_log2;
+#pragma unroll 1
+        for (int32_t at = threadIdx.x / 32 * num_ctas + blockIdx.x; at < groups << shares_log2; at += warps) {
+            const int32_t group = at >> shares_log2, share = at & ((1 << shares_log2) - 1), i = group * 32 + lane;
+            int32_t splits = 0, position = 0;
+            PlannedTile tile{};
+            if (i < count) {
+                tile = tiles_[first + i];
+                splits = tile.num_splits();
+                position = s_.next_item[tile.key] + s_.counts.of_warp[tile.key][group / rounds] + s_.counts.earlier[i];
+            }
+            const bool whole = !__any_sync(~0u, splits > 1);
+            const int32_t end = whole ? lane + 1 : warp_inclusive<Sum>(splits, lane),
+                          num_items = whole ? min_of(count - group * 32, 32) : __shfl_sync(~0u, end, 31);
+#pragma unroll 1
+            for (int32_t item = share * 32 + lane; item - lane < num_items; item += 32 << shares_log2) {
+                int owner = lane;  // of the item's tile: the first lane whose end is past the item
+                if (!whole) {
+                    owner = 0;
+#pragma unroll 1
+                    for (int step = 16; step > 0; step /= 2)
+                        if (__shfl_sync(~0u, end, owner + step - 1) <= item) owner += step;
+                    tile = item < num_items ? tiles_[first + group * 32 + owner] : PlannedTile{};
+                }
+                const int32_t split = whole ? 0 : item - __shfl_sync(~0u, end - splits, owner),
+                              to = __shfl_sync(~0u, position, owner) + split;
+                write(first + group * 32 + owner, tile, split, item < num_items ? to : -1);
+            }
+        }
     }
 
-    // All of it is in shared memory.
-    __device__ bool is_small() const {
-        return c_.max_seqs <= kSharedSeqs && num_tiles_ <= kSharedTiles && num_items_ <= kSharedItems;
+    // A warp's items, to these positions if not negative, by way of shared memory: four threads write an item.
+    __device__ void write(int32_t t, const PlannedTile& tile, int32_t split, int32_t position) {
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        uint4(&staging)[kStagedItems][kItemParts] = s_.staging[warp];
+        uint4 parts[kItemParts];
+        if (position >= 0) {
+            const SequenceShape seq = shapes_[tile.seq];
+            const int32_t index = t - first_tiles_[tile.seq];
+            const WorkItem item = make_item(c_, costs_, shape_, tile.seq, seq, tile.is_decode(), index,
+                                            tile_at(c_, shape_, seq.q_len, seq.kv_len, index), split, tile.num_splits(),
+                                            tile.blocks_or_slot);
+            memcpy(parts, &item, sizeof item);
+        }
+        auto* items = reinterpret_cast<uint4*>(p_.plan + p_.layout.items);
+#pragma unroll
+        for (int half = 0; half < 32; half += kStagedItems) {
+            __syncwarp();
+            if (position >= 0 && lane / kStagedItems == half / kStagedItems)
+#pragma unroll
+                for (int part = 0; part < kItemParts; ++part)
+                    staging[lane % kStagedItems][part ^ (lane / 2 % kItemParts)] = parts[part];
+            __syncwarp();
+#pragma unroll
+            for (int from = lane / kItemParts; from < kStagedItems; from += 32 / kItemParts) {
+                const int32_t to = __shfl_sync(~0u, position, half + from), part = lane % kItemParts;
+                if (to >= 0) items[int64_t{to} * kItemParts + part] = staging[from][part ^ (from / 2 % kItemParts)];
+            }
+        }
     }
-    __device__ int32_t cost_of(const TileScratch& t) const { return item_cost(costs_, t.is_decode(), t.num_blocks); }
 
-    template <class T>
-    __device__ T* scratch(int64_t offset) const {
-        return reinterpret_cast<T*>(p_.plan + offset);
-    }
-    __device__ WorkItem* items() const { return scratch<WorkItem>(p_.layout.items); }
-    __device__ SequenceShape* shapes() const {
-        return c_.max_seqs <= kSharedSeqs ? s_.shapes : scratch<SequenceShape>(p_.layout.seqs);
-    }
-    __device__ int32_t* first_tiles() const {
-        constexpr int64_t kShapeBytes = sizeof(SequenceShape);
-        return c_.max_seqs <= kSharedSeqs ? s_.first_tiles
-                                          : scratch<int32_t>(p_.layout.seqs + c_.max_seqs * kShapeBytes);
-    }
-    __device__ TileScratch* tiles() const {
-        return num_tiles_ <= kSharedTiles ? s_.tiles : scratch<TileScratch>(p_.layout.tiles);
-    }
-    __device__ ItemScratch* order() const {
-        return num_items_ <= kSharedItems ? s_.order : scratch<ItemScratch>(p_.layout.order);
+    // By one warp.
+    __device__ void write_header() {
+        PlanHeader& header = s_.header;
+        if (threadIdx.x == 0) {
+            header.magic = kPlanMagic;
+            header.num_items = num_items_;
+            header.num_front_ctas = front_ctas_;
+        }
+        __syncwarp();
+        constexpr int kParts = sizeof(PlanHeader) / sizeof(uint4);
+        if (threadIdx.x < kParts)
+            reinterpret_cast<uint4*>(p_.plan)[threadIdx.x] = reinterpret_cast<const uint4*>(&header)[threadIdx.x];
     }
 
     const PlanConfig& c_;
     const CostModel& costs_;
     const TileShape& shape_;
-    const SequenceLengths& in_;
     const PlannerParams& p_;
     SharedMemory& s_;
     BlockScan<kWarps> scan_;
-    int32_t num_tiles_ = 0, num_items_ = 0;  // the same in every thread
+    SequenceShape* shapes_;
+    int32_t* first_tiles_;
+    PlannedTile* tiles_;
+    // The same in every thread:
+    int32_t num_tiles_ = 0, num_items_ = 0, front_ctas_ = 0, most_blocks_[2] = {};
+    Totals totals_{};
 };
 
-static_assert(sizeof(SharedMemory) <= 98 * 1024, "compute capability 8.6 has 99 KiB for a CTA");
+// What needs no lengths: before the kernel before has ended.
+__device__ inline void prepare(const PlannerParams& p, SharedMemory& s) {
+    s.counts.clear();
+    static_assert(sizeof(PlanHeader) / 4 <= kThreads && 2 * kNumWaveTargets <= kThreads);
+    constexpr int kConfigBegin = offsetof(PlanHeader, config) / 4, kConfigEnd = kConfigBegin + kPlanConfigWords;
+    const int word = threadIdx.x;
+    if (word < int(sizeof(PlanHeader) / 4))
+        reinterpret_cast<int32_t*>(&s.header)[word] =
+            kConfigBegin <= word && word < kConfigEnd ? reinterpret_cast<const int32_t*>(&p.config)[word - kConfigBegin]
+                                                      : 0;
+    if (word < 2 * kNumWaveTargets) s.wave_pieces[0][word] = 0;
+}
+
+__device__ inline void run(const PlannerParams& p, SharedMemory& s) {
+    if (p.config.max_seqs <= kSharedSeqs && Planner<true>(p, s).run()) return;
+    if (blockIdx.x == 0) Planner<false>(p, s).run();
+}
 
 }  // namespace varattn::planner

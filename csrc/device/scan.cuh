@@ -1,4 +1,4 @@
-// Scans and reductions over a block.
+// Scans over a warp and over a block.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,17 @@ struct Scanned {
     int32_t total[K];   // of the block
 };
 
-inline constexpr int kMaxScanValues = 3;
+inline constexpr int kMaxScanValues = 2;
+
+template <class Op>
+__device__ __forceinline__ int32_t warp_inclusive(int32_t x, int lane) {
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        int32_t other = __shfl_up_sync(~0u, x, step);
+        if (lane >= step) x = Op::apply(other, x);
+    }
+    return x;
+}
 
 // K scans at once with one barrier: every warp scans the warps' totals for itself, and calls alternate between two
 // buffers, so that no barrier is needed before the next call.
@@ -59,16 +69,6 @@ public:
 
 private:
     template <class Op>
-    __device__ static int32_t warp_inclusive(int32_t x, int lane) {
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-            int32_t other = __shfl_up_sync(~0u, x, step);
-            if (lane >= step) x = Op::apply(other, x);
-        }
-        return x;
-    }
-
-    template <class Op>
     __device__ static int32_t shift(int32_t inclusive, int lane) {
         int32_t before = __shfl_up_sync(~0u, inclusive, 1);
         return lane == 0 ? Op::kIdentity : before;
@@ -77,12 +77,5 @@ private:
     Buffer& buffer_;
     int turn_ = 0;
 };
-
-__device__ __forceinline__ int64_t warp_sum(int64_t x) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2)
-        x += __shfl_xor_sync(~0u, x, step);
-    return x;
-}
 
 }  // namespace varattn::device

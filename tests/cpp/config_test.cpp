@@ -161,15 +161,16 @@ TEST(Config, CountersHaveOnePlaceInEveryWorkspace) {
         for (int32_t sms : {1, 16, 132, 2000}) {
             o.num_heads_q = o.num_heads_kv = heads;
             const PlanConfig c = make_plan_config({DeviceType::kCuda, 90, sms}, o);
+            const TileShape shape = tile_shape(c);
             const WorkspaceLayout l = workspace_layout(c);
             EXPECT_EQ(l.arrivals, static_cast<int64_t>(sizeof(QueueState)));
             EXPECT_EQ(l.partial_lse, l.arrivals + kArrivalCounters * 4);
             for (const bool decode : {false, true}) {
                 const int32_t pieces = max_slots(c, decode);
                 if (pieces < 2) continue;
-                EXPECT_LE((split_tile_of(c, decode, pieces - 2) + 1) * heads, kArrivalCounters);
+                EXPECT_LE((split_tile_of(shape, decode, pieces - 2) + 1) * heads, kArrivalCounters);
                 const int32_t rows = decode ? c.tile_rows_decode : c.tile_rows;
-                EXPECT_LE(partial_row_of(c, decode, 0) + pieces * rows, l.partial_rows);
+                EXPECT_LE(partial_row_of(c, shape, decode, 0) + pieces * rows, l.partial_rows);
             }
         }
 }

@@ -57,11 +57,16 @@ PlanConfig random_config(Random& random, const Batch& b) {
 
 void run_device_planner(const PlanConfig& c, const CostModel& costs, const SequenceLengths& lengths, void* plan,
                         uint64_t seed) {
-    const planner::PlannerParams params{c, costs, tile_shape(c), lengths, plan_layout(c), static_cast<char*>(plan)};
-    for (int32_t block = 0; block < planner::num_ctas(c); ++block) {
+    const planner::PlannerParams params{
+        c, costs, tile_shape(c), lengths, plan_layout(c), static_cast<char*>(plan), planner::num_ctas(c)};
+    for (int32_t block = 0; block < params.num_ctas; ++block) {
         auto shared = std::make_unique<planner::SharedMemory>();
         std::memset(static_cast<void*>(shared.get()), 0x5a, sizeof *shared);
-        simt::Block(planner::kThreads, block, seed + block, [&] { planner::Planner(params, *shared).run(); }).run();
+        auto thread = [&] {
+            planner::prepare(params, *shared);
+            planner::run(params, *shared);
+        };
+        simt::Block(planner::kThreads, block, seed + block, thread).run();
     }
 }
 

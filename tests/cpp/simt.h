@@ -32,10 +32,11 @@ enum class Collective {
     kNone,
     kShuffle,
     kShuffleUp,
-    kShuffleXor,
     kMatch,
     kAny,
+    kBallot,
     kAdd,
+    kMax,
     kSyncWarp,
     kSync,
     kSyncAnd,
@@ -131,10 +132,11 @@ private:
             f.result = 0;
             if (collective == Collective::kShuffle) f.result = lanes[other % 32].value;
             if (collective == Collective::kShuffleUp) f.result = lanes[i >= other ? i - other : i].value;
-            if (collective == Collective::kShuffleXor) f.result = lanes[i ^ other].value;
             for (int j = 0; j < 32; ++j) {
                 if (collective == Collective::kMatch) f.result |= uint64_t{lanes[j].value == f.value} << j;
                 if (collective == Collective::kAny) f.result |= lanes[j].value;
+                if (collective == Collective::kBallot) f.result |= uint64_t{lanes[j].value != 0} << j;
+                if (collective == Collective::kMax) f.result = std::max(f.result, lanes[j].value);
                 if (collective == Collective::kAdd) f.result = static_cast<uint32_t>(f.result + lanes[j].value);
             }
         }
@@ -190,16 +192,19 @@ template <class T>
 T __shfl_up_sync(unsigned, T value, int distance) {
     return varattn::simt::collective(varattn::simt::Collective::kShuffleUp, value, distance);
 }
-template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
-    return varattn::simt::collective(varattn::simt::Collective::kShuffleXor, value, mask);
-}
 inline uint32_t __match_any_sync(unsigned, int32_t value) {
     return varattn::simt::together(varattn::simt::Collective::kMatch, static_cast<uint32_t>(value));
 }
 inline bool __any_sync(unsigned, bool value) { return varattn::simt::together(varattn::simt::Collective::kAny, value); }
-inline int32_t __reduce_add_sync(unsigned, int32_t value) {
-    return varattn::simt::together(varattn::simt::Collective::kAdd, static_cast<uint32_t>(value));
+inline uint32_t __ballot_sync(unsigned, bool value) {
+    return varattn::simt::together(varattn::simt::Collective::kBallot, value);
+}
+template <class T>
+T __reduce_add_sync(unsigned, T value) {
+    return static_cast<T>(varattn::simt::together(varattn::simt::Collective::kAdd, static_cast<uint32_t>(value)));
+}
+inline uint32_t __reduce_max_sync(unsigned, uint32_t value) {
+    return varattn::simt::together(varattn::simt::Collective::kMax, value);
 }
 inline void __syncwarp() { varattn::simt::together(varattn::simt::Collective::kSyncWarp, 0); }
 inline void __syncthreads() { varattn::simt::together(varattn::simt::Collective::kSync, 0); }
