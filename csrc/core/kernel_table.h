@@ -45,7 +45,7 @@ inline constexpr KernelConfig kKernelTable[kNumKernels] = {
      1000, 16},
     // The copy engine's box of Q holds whole tokens, so a group must fit a tile. At head dim 256 the accumulators leave
     // registers for blocks of 64 keys, and none for a decode mode. Decode: an SM streams about 75 GB/s, the memory 4,250.
-    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 128, 16, 128, 1, 1500, 900, 2000,
+    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 192, 16, 128, 1, 1500, 1150, 2000,
      440, 57},
     {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1, 1500, 1250, 2000,
      870, 57},

@@ -9,20 +9,23 @@
 
 namespace varattn::sm90 {
 
-inline constexpr int kConsumerWarpgroups = 2;
-inline constexpr int kConsumerWarps = 4 * kConsumerWarpgroups;
 inline constexpr int kProducerWarps = 4;
-inline constexpr int kThreads = 32 * (kConsumerWarps + kProducerWarps);
-inline constexpr int kTileRows = 64 * kConsumerWarpgroups;  // prefill: 64 rows a warpgroup
-inline constexpr int kDecodeRows = 16;                      // decode: one mma.sync row tile
-inline constexpr int kPartDims = 64;                        // a 128-byte line of shared memory holds 64 elements
+inline constexpr int kDecodeRows = 16;  // decode: one mma.sync row tile
+inline constexpr int kDecodeWarps = 8;  // which share the keys; more only wait
+inline constexpr int kPartDims = 64;    // a 128-byte line of shared memory holds 64 elements
 
 // kDim_: head dim, 64, 128 or 256; smaller ones are zero-filled by the copy engine.
 template <class T_, int kDim_>
 struct Config {
     using T = T_;
     static constexpr int kDim = kDim_;
+    static constexpr int kConsumerWarpgroups = kDim == 64 ? 3 : 2;
+    static constexpr int kConsumerWarps = 4 * kConsumerWarpgroups;
+    static constexpr int kThreads = 32 * (kConsumerWarps + kProducerWarps);
+    static constexpr int kTileRows = 64 * kConsumerWarpgroups;  // prefill: 64 rows a warpgroup
     static constexpr int kBlockN = kDim == 256 ? 64 : 128;
+    static constexpr bool kTakeTurns = true;
+    static constexpr int kEarlyScores = kDim == 64 ? 16 : kDim == 128 ? 48 : 24;
     static constexpr int kParts = kDim / kPartDims;
     static constexpr int kQPartBytes = kTileRows * 128;  // the same rows, 64 dims further on
     static constexpr int kKvPartBytes = kBlockN * 128;
@@ -31,29 +34,39 @@ struct Config {
     static constexpr int kQSlots = kDim == 256 ? 1 : 2;
     static constexpr int kStages = kDim == 64 ? 10 : 5;  // 160 KiB of K and V in flight
     static constexpr bool kHasDecode = kDim != 256;
-    // Registers of a thread: the accumulators of the consumers need nearly all that the CTA is launched with, which is 168
-    // for each thread.
-    static constexpr int kProducerRegisters = 48, kConsumerRegisters = 224;
-    static_assert(32 * (kProducerWarps * kProducerRegisters + kConsumerWarps * kConsumerRegisters) <= kThreads * 168);
+    // Registers of a thread: the accumulators of the consumers need nearly all that the CTA is launched with.
+    static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
+    static constexpr int kProducerRegisters = kConsumerWarpgroups == 3 ? 32 : 56;
+    static constexpr int kConsumerRegisters = kConsumerWarpgroups == 3 ? 160 : 224;
+    static_assert(kProducerWarps * kProducerRegisters + kConsumerWarps * kConsumerRegisters <=
+                  (kProducerWarps + kConsumerWarps) * kLaunchRegisters);
 };
 
 inline constexpr int kItemSlots = 4;
 
-// A work item on its way from the scheduler warp to everyone else.
-struct ItemSlot {
+// A task on its way from the scheduler warp to everyone else: a work item for one KV head, clipped to the buffers of this
+// launch.
+struct Work {
     WorkItem item;
-    int32_t item_index;  // in the plan
-    int32_t head_kv;     // -1: no more work
-    uint64_t begin_ns;   // of a trace: when the slot was published
+    int32_t item_index;             // in the plan
+    int32_t head_kv;                // -1: no more work
+    int32_t q_row;                  // row of q of packed row 0 of the tile
+    int32_t num_rows;               // packed rows, of tokens that exist in this launch
+    int32_t diagonal;               // key on the diagonal of packed row 0
+    int32_t key_begin, key_end;     // keys that any of the sequence's rows may see: outside, memory may hold anything
+    int32_t block_end, num_blocks;  // blocks are visited downwards: block_end - 1 first
+    bool decode;
+    bool chained;       // one of a chain of prefill items, see prefill.cuh
+    uint64_t begin_ns;  // of a trace: when the task was published
 };
 
 template <class C>
 struct alignas(1024) SharedMemory {
     uint8_t q[C::kQSlots][C::kQBytes];  // later the output tile, or the warps' partial outputs in decode mode
     uint8_t kv[C::kStages][C::kStageBytes];
-    ItemSlot items[kItemSlots];
-    float decode_max[kConsumerWarps][kDecodeRows];
-    float decode_sum[kConsumerWarps][kDecodeRows];
+    Work work[kItemSlots];
+    float decode_max[kDecodeWarps][kDecodeRows];
+    float decode_sum[kDecodeWarps][kDecodeRows];
     int32_t is_last_split;
     uint64_t q_full[C::kQSlots], q_empty[C::kQSlots];
     uint64_t kv_full[C::kStages], kv_empty[C::kStages];

@@ -1,5 +1,5 @@
 // Decode mode: at most 16 packed rows. mma.sync, with the keys of a block split over the warps of a warpgroup, and the
-// blocks over the two warpgroups, so that no warp waits for another inside a block. Bound by memory, not by products: a
+// blocks over two warpgroups, so that no warp waits for another inside a block. Bound by memory, not by products: a
 // tile padded to the 128 rows of prefill mode would take three times as long on data that has already arrived.
 #pragma once
 
@@ -9,63 +9,63 @@
 
 namespace varattn::sm90 {
 
-// Merges the results of the eight warps, of 16 rows each, and writes them. `q`: the Q tile, which is read no more and holds
-// half of the dims at a time.
+// Merges the results of all warps, of 16 rows each, and writes them. `q`: the Q tile, which is read no more and holds
+// eight rows of every warp at a time.
 template <class C>
 __device__ __forceinline__ void merge_warps(const LaunchParams& p, SharedMemory<C>& sm, const Work& w, uint8_t* q,
                                             const float (&o)[C::kDim / 8][4], const float (&top)[2], float (&sum)[2],
                                             int wg, int thread) {
     using T = typename C::T;
     const int warp = thread / 32 % 4, lane = thread % 32, row = lane / 4;  // and row + 8
-    sync_consumers();  // everyone has read Q, and the last item's maxima
+    const bool computes = wg < kDecodeWarps / 4;
+    sync_consumers<C>();  // everyone has read Q, and the last item's maxima
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
         sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
-        if (lane % 4 == 0) {
+        if (lane % 4 == 0 && computes) {
             sm.decode_max[wg * 4 + warp][row + h * 8] = top[h];
             sm.decode_sum[wg * 4 + warp][row + h * 8] = sum[h];
         }
     }
-    constexpr int kHalf = C::kDim / 2;
-    float* const partial = reinterpret_cast<float*>(q);  // (warp, row, kHalf), columns swizzled by row
+    // Rows 0 to 7, then the rest. (warp, row, dim), columns swizzled by row.
+    static_assert(kDecodeWarps * 8 * C::kDim * sizeof(float) <= C::kQBytes);
+    float* const partial = reinterpret_cast<float*>(q);
     const int dim = p.a.config.head_dim_v;
+#pragma unroll 1
+    for (int first = 0; first < w.num_rows; first += 8) {
+        if (first > 0) sync_consumers<C>();  // the first rows have been read
+        if (first + row < w.num_rows && computes)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        if (half > 0) sync_consumers();  // the first half has been read
-#pragma unroll
-        for (int i = 0; i < kHalf / 8; ++i)
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-                if (row + h * 8 < w.num_rows)
-                    *reinterpret_cast<float2*>(partial + ((wg * 4 + warp) * kDecodeRows + row + h * 8) * kHalf +
-                                               ((i * 8 + lane % 4 * 2) ^ (row * 8 % kHalf))) =
-                        float2{o[half * kHalf / 8 + i][h * 2], o[half * kHalf / 8 + i][h * 2 + 1]};
-        sync_consumers();
-        for (int i = thread; i < w.num_rows * kHalf / 2; i += kConsumerWarps * 32) {
-            const int r = i / (kHalf / 2), c = i % (kHalf / 2) * 2, column = half * kHalf + c;
+            for (int i = 0; i < C::kDim / 8; ++i)
+                *reinterpret_cast<float2*>(partial + ((wg * 4 + warp) * 8 + row) * C::kDim +
+                                           ((i * 8 + lane % 4 * 2) ^ row * 8)) =
+                    first == 0 ? float2{o[i][0], o[i][1]} : float2{o[i][2], o[i][3]};
+        sync_consumers<C>();
+        for (int i = thread; i < min_of(w.num_rows - first, 8) * C::kDim / 2; i += C::kConsumerWarps * 32) {
+            const int local = i / (C::kDim / 2), r = first + local, column = i % (C::kDim / 2) * 2;
             float m = -INFINITY, total = 0.f;
 #pragma unroll
-            for (int x = 0; x < kConsumerWarps; ++x)
+            for (int x = 0; x < kDecodeWarps; ++x)
                 m = fmaxf(m, sm.decode_max[x][r]);
             const float offset = m == -INFINITY ? 0.f : m * p.scale_log2;
             float2 acc{0.f, 0.f};
 #pragma unroll
-            for (int x = 0; x < kConsumerWarps; ++x) {
+            for (int x = 0; x < kDecodeWarps; ++x) {
                 const float weight = exp2_approx(sm.decode_max[x][r] * p.scale_log2 - offset);
-                const float2 y = *reinterpret_cast<const float2*>(partial + (x * kDecodeRows + r) * kHalf +
-                                                                  (c ^ (r % 8 * 8 % kHalf)));
+                const float2 y =
+                    *reinterpret_cast<const float2*>(partial + (x * 8 + local) * C::kDim + (column ^ local * 8));
                 total += weight * sm.decode_sum[x][r];
                 acc.x += weight * y.x;
                 acc.y += weight * y.y;
             }
             const RowAddress at = row_address(p, w, r);
-            const Denominator d = finish_row(p, at.head_q, m * p.scale_log2, total, w.item->num_splits == 1);
+            const Denominator d = finish_row(p, at.head_q, m * p.scale_log2, total, w.item.num_splits == 1);
             acc.x *= d.reciprocal;
             acc.y *= d.reciprocal;
-            if (w.item->num_splits > 1) {
+            if (w.item.num_splits > 1) {
                 const Partials partials(p, w);
-                const int64_t to = int64_t{w.item->split} * tile_rows(*w.item) + r;
+                const int64_t to = int64_t{w.item.split} * tile_rows(w.item) + r;
                 if (column < dim) *reinterpret_cast<float2*>(partials.out + to * dim + column) = acc;
                 if (column == 0) partials.lse[to] = d.lse;
             } else {
@@ -120,10 +120,11 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
     const int whole_begin = ceil_div(visible_to_row(p, w, w.num_rows - 1).begin, C::kBlockN);
     float o[C::kDim / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
 
-    // This warpgroup's next stages, at K(i) and V(i) of i = wg, wg + 2, ... in the order K0 K1 V0 K2 V1 ... V(n-1).
-    const int n = w.num_blocks;
+    // This warpgroup's next stages, at K(i) and V(i) of i = wg, wg + 2, ... in the order K0 K1 V0 K2 V1 ... V(n-1). A
+    // third warpgroup has none, and waits in the merge.
+    const int n = w.num_blocks, mine = wg < kDecodeWarps / 4 ? n : 0;
     RingPosition<C::kStages> k_at = kv, v_at = kv;
-    if (wg < n) {
+    if (wg < mine) {
         k_at.advance(wg);
         v_at.advance(wg == n - 1 ? 2 * n - 1 : 2 * wg + 2);
     }
@@ -133,12 +134,12 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
         mbarrier_wait(&sm.kv_empty[at.stage], at.empty_parity());
         mbarrier_wait(&sm.kv_full[at.stage], at.full_parity());
     };
-    auto release = [&](int stage) {  // for two: the other warpgroup does not read this stage
+    auto release = [&](int stage) {  // for all warpgroups: the others do not read this stage
         __syncwarp();
-        if (lane == 0) mbarrier_arrive(&sm.kv_empty[stage], 2);
+        if (lane == 0) mbarrier_arrive(&sm.kv_empty[stage], C::kConsumerWarpgroups);
     };
 
-    for (int i = wg; i < n; i += 2) {
+    for (int i = wg; i < mine; i += 2) {
         const int block = w.block_end - 1 - i, first_key = block * C::kBlockN + warp * kKeys;
         float s[kTiles * 2][4] = {};
         wait_full(k_at);

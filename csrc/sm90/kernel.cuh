@@ -1,5 +1,5 @@
-// The Hopper attention kernel: one persistent CTA per SM, one producer warpgroup, two consumer warpgroups, one launch for
-// prefill and decode items alike.
+// The Hopper attention kernel: one persistent CTA per SM, one producer warpgroup, two or three consumer warpgroups, one
+// launch for prefill and decode items alike.
 #pragma once
 
 #include "device/padding.cuh"
@@ -29,13 +29,12 @@ __device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int 
     RingPosition<C::kStages> kv;
     RingPosition<C::kQSlots> q_slot;
     RingPosition<kItemSlots> slot;
-    write_padding<typename C::T>(p.a, thread, kConsumerWarps * 32);
-    if (wg == 1) named_barrier_arrive(kBarrierTurn, 256);  // the first turn is warpgroup 0's
+    write_padding<typename C::T>(p.a, thread, C::kConsumerWarps * 32);
+    if (wg == C::kConsumerWarpgroups - 1) named_barrier_arrive(kBarrierTurn, 256);  // the first turn is warpgroup 0's
     for (;;) {
         mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());
-        const bool done = sm.items[slot.stage].head_kv < 0;
-        Work w = read_work<C>(p, sm.items[slot.stage]);
-        if (done) break;
+        const Work& w = sm.work[slot.stage];
+        if (w.head_kv < 0) break;
         const int here = opaque(thread);
         if (w.num_rows > 0) {
             if (w.num_blocks == 0)
@@ -43,8 +42,9 @@ __device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int 
             else if (C::kHasDecode && w.decode)
                 attend_decode<C>(p, sm, w, kv, q_slot, wg, here);
             else
-                attend_prefill<C>(p, sm, w, kv, q_slot, slot, wg, here);
-            if (w.item->num_splits > 1) merge_if_last<C>(p, sm, w, here);
+                attend_prefill<C>(p, sm, kv, q_slot, slot, wg, here);
+            // A chain ends at another task than it began with, but none of them is split.
+            if (sm.work[slot.stage].item.num_splits > 1) merge_if_last<C>(p, sm, sm.work[slot.stage], here);
         }
         end_task(p, sm, slot.stage, thread);
         slot.advance();
@@ -52,7 +52,7 @@ __device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int 
 }
 
 template <class C>
-__global__ void __launch_bounds__(kThreads, 1) attention_kernel(const __grid_constant__ LaunchParams p) {
+__global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_constant__ LaunchParams p) {
     extern __shared__ char raw[];
     auto& sm = *reinterpret_cast<SharedMemory<C>*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
     const int warp = static_cast<int>(warp_uniform(threadIdx.x / 32)), lane = threadIdx.x % 32;
@@ -64,15 +64,15 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const __grid_con
                 tma_prefetch_descriptor(map);
         for (int i = 0; i < C::kQSlots; ++i) {
             mbarrier_init(&sm.q_full[i], 1);
-            mbarrier_init(&sm.q_empty[i], kConsumerWarps);
+            mbarrier_init(&sm.q_empty[i], C::kConsumerWarps);
         }
         for (int i = 0; i < C::kStages; ++i) {
             mbarrier_init(&sm.kv_full[i], 1);
-            mbarrier_init(&sm.kv_empty[i], kConsumerWarps);
+            mbarrier_init(&sm.kv_empty[i], C::kConsumerWarps);
         }
         for (int i = 0; i < kItemSlots; ++i) {
             mbarrier_init(&sm.item_full[i], 1);
-            mbarrier_init(&sm.item_empty[i], kConsumerWarps + num_producer_warps<C>(p));
+            mbarrier_init(&sm.item_empty[i], C::kConsumerWarps + num_producer_warps<C>(p));
         }
         mbarrier_init_fence();
         fence_async_proxy();
@@ -82,9 +82,9 @@ __global__ void __launch_bounds__(kThreads, 1) attention_kernel(const __grid_con
     await_previous_kernel();
     if (!accept_plan(p, lane)) return;
     __syncthreads();
-    if (warp >= kConsumerWarps) {
+    if (warp >= C::kConsumerWarps) {
         lower_register_limit<C::kProducerRegisters>();
-        produce<C>(p, sm, warp - kConsumerWarps, lane);
+        produce<C>(p, sm, warp - C::kConsumerWarps, lane);
     } else {
         raise_register_limit<C::kConsumerRegisters>();
         consume<C>(p, sm, warp / 4, threadIdx.x);

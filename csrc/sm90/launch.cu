@@ -64,7 +64,7 @@ template <int kDim>
 constexpr bool agrees_with_table(KernelId id) {
     using C = Config<uint16_t, kDim>;
     const KernelConfig& row = kKernelTable[id];
-    return row.id == id && row.max_head_dim == kDim && row.tile_rows == kTileRows && row.block_n == C::kBlockN &&
+    return row.id == id && row.max_head_dim == kDim && row.tile_rows == C::kTileRows && row.block_n == C::kBlockN &&
            row.tile_rows_decode == (C::kHasDecode ? kDecodeRows : 0);
 }
 static_assert(agrees_with_table<64>(kKernelSm90D64) && agrees_with_table<128>(kKernelSm90D128) &&
@@ -92,7 +92,7 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     p.score_scale = a.softcap > 0 ? a.softmax_scale / a.softcap : 0.f;
 
     for (int decode = 0; decode < 2; ++decode) {
-        const int32_t tokens = std::max((decode ? kDecodeRows : kTileRows) / group, 1);
+        const int32_t tokens = std::max((decode ? kDecodeRows : c.tile_rows) / group, 1);
         p.q_box_rows[decode] = tokens * group;
         (decode ? p.q_decode : p.q_prefill) = make_map({"q",
                                                         a.q,

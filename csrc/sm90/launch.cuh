@@ -21,7 +21,7 @@ void launch_instance(const LaunchParams& params, cudaStream_t stream) {
     overlap.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(num_ctas);
-    config.blockDim = dim3(kThreads);
+    config.blockDim = dim3(C::kThreads);
     config.dynamicSmemBytes = kSharedBytes;
     config.stream = stream;
     config.attrs = &overlap;

@@ -19,9 +19,12 @@ inline constexpr float kLn2 = 0.6931471805599453f, kLog2e = 1.4426950408889634f;
 enum NamedBarrier : int {  // 0 is __syncthreads
     kBarrierConsumers = 1,
     kBarrierTurn = 2,       // one a warpgroup
-    kBarrierWarpgroup = 4,  // one a warpgroup
+    kBarrierWarpgroup = 5,  // one a warpgroup
 };
-__device__ __forceinline__ void sync_consumers() { named_barrier_sync(kBarrierConsumers, kConsumerWarps * 32); }
+template <class C>
+__device__ __forceinline__ void sync_consumers() {
+    named_barrier_sync(kBarrierConsumers, C::kConsumerWarps * 32);
+}
 
 __device__ __forceinline__ float exp2_approx(float x) {
     float y;
@@ -68,7 +71,7 @@ __device__ __forceinline__ Denominator finish_row(const LaunchParams& p, int hea
 // The end of a task for a consumer warp: it has written its results and leaves the item's slot.
 template <class C>
 __device__ __forceinline__ void end_task(const LaunchParams& p, SharedMemory<C>& sm, int slot, int thread) {
-    const ItemSlot& task = sm.items[slot];
+    const Work& task = sm.work[slot];
     if (p.a.trace && thread == 0) record(p.a, task.item_index, task.head_kv, kTraceTask, task.begin_ns);
     __syncwarp();
     if (thread % 32 == 0) mbarrier_arrive(&sm.item_empty[slot]);
@@ -82,11 +85,11 @@ struct Partials {
     __device__ Partials(const LaunchParams& p, const Work& w) {
         const WorkspaceLayout l = workspace_layout(p.a.config);
         char* base = static_cast<char*>(p.a.workspace);
-        const int64_t row = w.head_kv * l.partial_rows + w.item->partial_row;
+        const int64_t row = w.head_kv * l.partial_rows + w.item.partial_row;
         lse = reinterpret_cast<float*>(base + l.partial_lse) + row;
         out = reinterpret_cast<float*>(base + l.partial_out) + row * p.a.config.head_dim_v;
         arrivals =
-            reinterpret_cast<uint32_t*>(base + l.arrivals) + w.item->split_tile * p.a.config.num_heads_kv + w.head_kv;
+            reinterpret_cast<uint32_t*>(base + l.arrivals) + w.item.split_tile * p.a.config.num_heads_kv + w.head_kv;
     }
 };
 
@@ -95,20 +98,20 @@ struct Partials {
 template <class C>
 __device__ void merge_if_last(const LaunchParams& p, SharedMemory<C>& sm, const Work& w, int thread) {
     const Partials partials(p, w);
-    const int num_splits = w.item->num_splits, split_rows = tile_rows(*w.item);
+    const int num_splits = w.item.num_splits, split_rows = tile_rows(w.item);
     __threadfence();
-    sync_consumers();
+    sync_consumers<C>();
     if (thread == 0) {
         const bool last = atomicAdd(partials.arrivals, 1u) == static_cast<uint32_t>(num_splits - 1);
         if (last) *partials.arrivals = 0;
         sm.is_last_split = last;
     }
-    sync_consumers();
+    sync_consumers<C>();
     if (!sm.is_last_split) return;
     __threadfence();
 
     const int warp = thread / 32, lane = thread % 32, dim = p.a.config.head_dim_v;
-    for (int row = warp; row < w.num_rows; row += kConsumerWarps) {
+    for (int row = warp; row < w.num_rows; row += C::kConsumerWarps) {
         float top = -INFINITY, sum = 0.f;
         for (int s = lane; s < num_splits; s += 32)
             top = fmaxf(top, __ldcg(partials.lse + s * split_rows + row));
@@ -129,7 +132,7 @@ __device__ void merge_if_last(const LaunchParams& p, SharedMemory<C>& sm, const 
             const int s = first + lane;
             const float mine =
                 s < num_splits ? exp2f((__ldcg(partials.lse + s * split_rows + row) - top) * kLog2e) : 0.f;
-#pragma unroll 4
+#pragma unroll 8
             for (int i = 0; i < min_of(32, num_splits - first); ++i) {
                 const float weight = __shfl_sync(~0u, mine, i);
                 sum += weight;
@@ -161,10 +164,10 @@ __device__ void merge_if_last(const LaunchParams& p, SharedMemory<C>& sm, const 
 template <class C>
 __device__ void write_empty(const LaunchParams& p, const Work& w, int thread) {
     const int warp = thread / 32, lane = thread % 32, dim = p.a.config.head_dim_v;
-    for (int row = warp; row < w.num_rows; row += kConsumerWarps) {
-        if (w.item->num_splits > 1) {
+    for (int row = warp; row < w.num_rows; row += C::kConsumerWarps) {
+        if (w.item.num_splits > 1) {
             const Partials partials(p, w);
-            const int64_t r = int64_t{w.item->split} * tile_rows(*w.item) + row;
+            const int64_t r = int64_t{w.item.split} * tile_rows(w.item) + row;
             for (int c = lane; c < dim; c += 32)
                 partials.out[r * dim + c] = 0.f;
             if (lane == 0) partials.lse[r] = -INFINITY;

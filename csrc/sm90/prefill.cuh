@@ -1,4 +1,4 @@
-// Prefill mode: a warpgroup owns 64 packed rows of the tile and shares every KV block with the other one. WGMMA.
+// Prefill mode: a warpgroup owns 64 packed rows of the tile and shares every KV block with the others. WGMMA.
 //
 // Items are a chain: the first keys of the next item are multiplied together with the last values of this one, so that
 // short sequences do not pay for filling and draining the pipeline.
@@ -12,38 +12,46 @@
 
 namespace varattn::sm90 {
 
-// Online softmax of the two rows of a thread, in base 2. Every decision is a row's own: its bits do not depend on the
-// other rows of the tile.
-template <int kScores>
+// Online softmax of the two rows of a thread, in base 2. Probabilities are relative to a reference: the maximum of the row's
+// first block. It stays until the probabilities of a block turn out large, which their sum tells: so later blocks need no
+// maxima, and the output no rescaling. Every decision is a row's own: its bits do not depend on the other rows of the tile.
+template <class T, int kScores>
 struct RowSoftmax {
-    float top[2] = {-INFINITY, -INFINITY};  // maximum of raw scores
+    static constexpr float kLarge = 16384.f;  // float16 ends at 65504
+
+    float top[2] = {-INFINITY, -INFINITY};  // the reference, a raw score
     float sum[2] = {0.f, 0.f};              // this thread's share
 
-    // Takes in the scores' maxima. Sets what to subtract in base 2, and the factors for what was accumulated before.
-    __device__ __forceinline__ void raise(const float (&s)[kScores], float scale_log2, float (&offset)[2],
-                                          float (&rescale)[2]) {
+    // Probabilities of kCount scores from kFirst on, added to the block's sums. Of use unless the block turns out late.
+    template <int kFirst, int kCount>
+    __device__ __forceinline__ void exponentiate(const float (&s)[kScores], float scale_log2, float (&x)[kCount],
+                                                 float (&block_sum)[2]) const {
+        const float offset[2] = {top[0] == -INFINITY ? 0.f : top[0] * scale_log2,
+                                 top[1] == -INFINITY ? 0.f : top[1] * scale_log2};
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float m4[4] = {s[h * 2], s[h * 2 + 1], s[h * 2 + 4], s[h * 2 + 5]};  // four chains, which overlap
-#pragma unroll
-            for (int i = 4; i < kScores / 2; ++i)
-                m4[i % 4] = fmaxf(m4[i % 4], s[i / 2 * 4 + h * 2 + i % 2]);
-            float m = fmaxf(fmaxf(m4[0], m4[1]), fmaxf(m4[2], m4[3]));
-            m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-            m = fmaxf(top[h], fmaxf(m, __shfl_xor_sync(~0u, m, 2)));
-            offset[h] = m == -INFINITY ? 0.f : m * scale_log2;
-            rescale[h] = exp2_approx(top[h] * scale_log2 - offset[h]);
-            top[h] = m;
-            sum[h] *= rescale[h];
+        for (int i = 0; i < kCount; ++i) {
+            x[i] = exp2_approx(fmaf(s[kFirst + i], scale_log2, -offset[i / 2 % 2]));
+            block_sum[i / 2 % 2] += x[i];
         }
     }
-    // Scores become probabilities.
-    __device__ __forceinline__ void exponentiate(float (&s)[kScores], float scale_log2, const float (&offset)[2]) {
+    // Whether a row needs another reference for this block.
+    __device__ __forceinline__ bool is_late(int h, const float (&block_sum)[2]) const {
+        return !(block_sum[h] <= kLarge) || top[h] == -INFINITY;
+    }
+    // Raises the row's reference to its maximum, if it is late. Returns the factor for what was accumulated before.
+    __device__ __forceinline__ float raise(int h, bool late, const float (&s)[kScores], float scale_log2) {
+        float m4[4] = {s[h * 2], s[h * 2 + 1], s[h * 2 + 4], s[h * 2 + 5]};  // four chains, which overlap
 #pragma unroll
-        for (int i = 0; i < kScores; ++i) {
-            s[i] = exp2_approx(fmaf(s[i], scale_log2, -offset[i / 2 % 2]));
-            sum[i / 2 % 2] += s[i];
-        }
+        for (int i = 4; i < kScores / 2; ++i)
+            m4[i % 4] = fmaxf(m4[i % 4], s[i / 2 * 4 + h * 2 + i % 2]);
+        float m = fmaxf(fmaxf(m4[0], m4[1]), fmaxf(m4[2], m4[3]));
+        m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
+        m = fmaxf(top[h], fmaxf(m, __shfl_xor_sync(~0u, m, 2)));
+        if (!late) m = top[h];
+        const float factor = m == top[h] ? 1.f : exp2_approx((top[h] - m) * scale_log2);
+        top[h] = m;
+        sum[h] *= factor;
+        return factor;
     }
 };
 
@@ -54,14 +62,18 @@ __device__ __forceinline__ void cap_scores(float (&s)[kScores], float score_scal
     for (int i = 0; i < kScores; ++i)
         s[i] = tanh_fast(s[i] * score_scale);
 }
+// Keys relative to the thread's first column.
 template <int kScores>
-__device__ __forceinline__ void mask_scores(float (&s)[kScores], const Range (&visible)[2], int first_key, int lane) {
-    const int column = first_key + lane % 4 * 2;
+__device__ __forceinline__ void mask_end(float (&s)[kScores], int32_t end, int32_t next_end) {
 #pragma unroll
-    for (int i = 0; i < kScores; ++i) {
-        const int key = column + i / 4 * 8 + i % 2;
-        if (key < visible[i / 2 % 2].begin || key >= visible[i / 2 % 2].end) s[i] = -INFINITY;
-    }
+    for (int i = 0; i < kScores; ++i)
+        if (i / 4 * 8 + i % 2 >= (i / 2 % 2 ? next_end : end)) s[i] = -INFINITY;
+}
+template <int kScores>
+__device__ __forceinline__ void mask_begin(float (&s)[kScores], int32_t begin, int32_t next_begin) {
+#pragma unroll
+    for (int i = 0; i < kScores; ++i)
+        if (i / 4 * 8 + i % 2 < (i / 2 % 2 ? next_begin : begin)) s[i] = -INFINITY;
 }
 
 // Zeroes rows of a V block outside [key_begin, key_end): stale memory may hold NaN, and 0 x NaN is NaN.
@@ -89,15 +101,15 @@ __device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work&
         total += __shfl_xor_sync(~0u, total, 1);
         total += __shfl_xor_sync(~0u, total, 2);
         const int head_q = row_address(p, w, row + h * 8).head_q;
-        denominator[h] = finish_row(p, head_q, top[h] * p.scale_log2, total, w.item->num_splits == 1);
+        denominator[h] = finish_row(p, head_q, top[h] * p.scale_log2, total, w.item.num_splits == 1);
     }
-    if (w.item->num_splits > 1) {
+    if (w.item.num_splits > 1) {
         const Partials partials(p, w);
         const int dim = p.a.config.head_dim_v;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             if (row + h * 8 >= w.num_rows) continue;
-            const int64_t at = int64_t{w.item->split} * tile_rows(*w.item) + row + h * 8;
+            const int64_t at = int64_t{w.item.split} * tile_rows(w.item) + row + h * 8;
             if (lane % 4 == 0) partials.lse[at] = denominator[h].lse;
 #pragma unroll
             for (int i = 0; i < C::kDim / 8; ++i) {
@@ -143,38 +155,43 @@ __device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work&
     fence_async_proxy();
 }
 
-// Attends item `w`, in slot `slot`, and all that are chained to it. Leaves `w` and `slot` at the last of them.
+// Attends the task in `slot` and all that are chained to it. Leaves `slot` at the last of them.
 template <class C>
-__device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemory<C>& sm, Work& w,
-                                               RingPosition<C::kStages>& kv, RingPosition<C::kQSlots>& q_slot,
-                                               RingPosition<kItemSlots>& slot, int wg, int thread) {
+__device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemory<C>& sm, RingPosition<C::kStages>& kv,
+                                               RingPosition<C::kQSlots>& q_slot, RingPosition<kItemSlots>& slot, int wg,
+                                               int thread) {
     using T = typename C::T;
     constexpr int kScores = C::kBlockN / 2;  // of a thread
     constexpr int kOutRegs = min_of(C::kDim, 128) / 2, kOutGroups = C::kDim / min_of(C::kDim, 128);
     const int lane = thread % 32, row = wg * 64 + thread / 32 % 4 * 16 + lane / 4;  // and row + 8
 
-    float s[kScores], o[kOutGroups][kOutRegs], offset[2], rescale[2];
+    constexpr int kEarly = C::kEarlyScores;
+    // Without a first value the assembler takes the accumulators as live all through the loop over items, decode included,
+    // which then spills.
+    float o[kOutGroups][kOutRegs] = {};
+    float s[kScores];
     uint32_t prob[kScores / 2];
-    RowSoftmax<kScores> softmax;
+    RowSoftmax<T, kScores> softmax;
 
-    // Of the item whose scores are next.
-    Range visible[2];
+    // Of the task whose scores are next.
     int32_t whole_begin, whole_end;  // blocks outside hold keys that some row of the warpgroup does not see
-    int32_t dirty_begin, dirty_end;  // blocks outside hold keys outside [key_begin, key_end)
     int32_t block, last_block;
+    auto task = [&]() -> const Work& { return sm.work[slot.stage]; };
     auto q_tile = [&](int stage) { return sm.q[stage] + wg * 64 * 128; };
-    auto begin_item = [&] {
-        visible[0] = visible_to_row(p, w, row);
-        visible[1] = visible_to_row(p, w, row + 8);
+    auto begin_task = [&] {
+        const Work& w = task();
         const int last_row = min_of(wg * 64 + 63, w.num_rows - 1);
         whole_end = visible_to_row(p, w, wg * 64).end / C::kBlockN;
         whole_begin = ceil_div(visible_to_row(p, w, last_row).begin, C::kBlockN);
-        dirty_end = w.key_end / C::kBlockN;
-        dirty_begin = ceil_div(w.key_begin, C::kBlockN);
         block = w.block_end - 1;
         last_block = w.block_end - w.num_blocks;
         mbarrier_wait(&sm.q_full[q_slot.stage], q_slot.full_parity());
-        mbarrier_wait(&sm.kv_full[kv.stage], kv.full_parity());
+    };
+    auto await_block = [&](const RingPosition<C::kStages>& at) {
+        mbarrier_wait(&sm.kv_full[at.stage], at.full_parity());
+    };
+    auto release = [&](int stage) {
+        if (lane == 0) mbarrier_arrive(&sm.kv_empty[stage]);
     };
 
     auto multiply_keys = [&](int stage) {  // s = q k^T
@@ -203,86 +220,131 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         }
         wgmma_commit();
     };
+    auto await_keys = [&](int stage, auto pending) {
+        wgmma_wait<decltype(pending)::value>();
+        pin_registers(s);
+        release(stage);
+    };
     auto await_values = [&](int stage) {
         wgmma_wait<0>();
 #pragma unroll
         for (int g = 0; g < kOutGroups; ++g)
             pin_registers(o[g]);
         pin_registers(prob);
-        if (lane == 0) mbarrier_arrive(&sm.kv_empty[stage]);
+        release(stage);
     };
     // V of a block that holds keys outside [key_begin, key_end) is cleaned while no product is in flight: a branch beside
     // products would make the compiler serialise them.
-    auto clean = [&](const RingPosition<C::kStages>& at) {
-        mbarrier_wait(&sm.kv_full[at.stage], at.full_parity());
-        clean_values<C>(sm.kv[at.stage], w, block * C::kBlockN, opaque(thread) % 128);
+    auto clean = [&](const Work& w, const RingPosition<C::kStages>& at) {
+        const int first_key = block * C::kBlockN;
+        if (first_key >= w.key_begin && first_key + C::kBlockN <= w.key_end) return;
+        await_block(at);
+        clean_values<C>(sm.kv[at.stage], w, first_key, opaque(thread) % 128);
         named_barrier_sync(kBarrierWarpgroup + wg, 128);
     };
-    auto is_dirty = [&] { return block >= dirty_end || block < dirty_begin; };
-    auto finish_scores = [&] {  // up to the maxima
+    auto finish_scores = [&] {
         if (p.score_scale != 0.f) cap_scores(s, p.score_scale);
-        if (block >= whole_end || block < whole_begin) mask_scores(s, visible, block * C::kBlockN, lane);
-        softmax.raise(s, p.scale_log2, offset, rescale);
+        if (block >= whole_end || block < whole_begin) {
+            const Range visible = visible_to_row(p, task(), row), next_visible = visible_to_row(p, task(), row + 8);
+            const int column = block * C::kBlockN + lane % 4 * 2;
+            if (block >= whole_end) mask_end(s, visible.end - column, next_visible.end - column);
+            if (block < whole_begin) mask_begin(s, visible.begin - column, next_visible.begin - column);
+        }
     };
-    auto pack_probabilities = [&] {
+    auto pack = [&](const auto& x, int at) {  // an operand of probabilities
 #pragma unroll
-        for (int i = 0; i < kScores / 2; ++i)
-            prob[i] = pack2<T>(s[i * 2], s[i * 2 + 1]);
+        for (int i = 0; i < static_cast<int>(sizeof(x) / 8); ++i)
+            prob[at / 2 + i] = pack2<T>(x[i * 2], x[i * 2 + 1]);
     };
-    // The warpgroups take turns at issuing products, so that one's softmax runs while the other's products do.
-    auto take_turn = [&] { named_barrier_sync(kBarrierTurn + wg, 256); };
-    auto pass_turn = [&] { named_barrier_arrive(kBarrierTurn + (wg ^ 1), 256); };
-
-    // Multiplies the probabilities of one block by its values, and makes those of the next, which is `block`. A warp that
-    // issues products is held until they have nearly ended, so there is time for the maxima between the ends of the two, and
-    // for no more: exponentials before the wait made it slower (docs/performance.md).
-    auto round = [&](bool accumulate, auto same_item) {
-        const int k_stage = kv.stage;
-        take_turn();
-        multiply_keys(k_stage);
-        kv.advance();
-        const int v_stage = kv.stage;
-        mbarrier_wait(&sm.kv_full[v_stage], kv.full_parity());
-        kv.advance();
-        multiply_values(v_stage, accumulate);
-        pass_turn();
-        wgmma_wait<1>();
-        pin_registers(s);
-        if (lane == 0) mbarrier_arrive(&sm.kv_empty[k_stage]);
-        finish_scores();
-        if (block > last_block) mbarrier_wait(&sm.kv_full[kv.stage], kv.full_parity());  // of the next round
-        await_values(v_stage);
-        if constexpr (decltype(same_item)::value)
+    // All probabilities of a block.
+    auto finish_block = [&](float (&block_sum)[2]) {
+        float x[kScores];
+        softmax.template exponentiate<0, kScores>(s, p.scale_log2, x, block_sum);
+        pack(x, 0);
+    };
+    auto begin_softmax = [&] {  // of a task's first block
+        softmax = {};
+        softmax.raise(0, true, s, p.scale_log2);
+        softmax.raise(1, true, s, p.scale_log2);
+    };
+    // A row of a later block whose probabilities are too large gets a new reference.
+    auto mend = [&](float (&block_sum)[2]) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const uint32_t late = __ballot_sync(~0u, softmax.is_late(h, block_sum));
+            const bool row_is_late = late >> (lane & ~3) & 15;  // of its four threads
+            const float factor = softmax.raise(h, row_is_late, s, p.scale_log2);
 #pragma unroll
             for (int g = 0; g < kOutGroups; ++g)
 #pragma unroll
-                for (int i = 0; i < kOutRegs; ++i)
-                    o[g][i] *= rescale[i / 2 % 2];
-        softmax.exponentiate(s, p.scale_log2, offset);
-        pack_probabilities();
+                for (int i = 0; i < kOutRegs; i += 4) {
+                    o[g][i + h * 2] *= factor;
+                    o[g][i + h * 2 + 1] *= factor;
+                }
+        }
+        block_sum[0] = block_sum[1] = 0.f;
+        finish_block(block_sum);
     };
-    auto end_item = [&](const Work& done, int q_stage, const RowSoftmax<kScores>& sums) {
+    // The warpgroups take turns at issuing products.
+    auto take_turn = [&] {
+        if (C::kTakeTurns) named_barrier_sync(kBarrierTurn + wg, 256);
+    };
+    auto pass_turn = [&] {
+        if (C::kTakeTurns) named_barrier_arrive(kBarrierTurn + (wg + 1) % C::kConsumerWarpgroups, 256);
+    };
+
+    // Multiplies the probabilities of one block by its values, and makes those of the next, which is `block`. The stages at
+    // `kv`: K of the next, V of the one.
+    auto round = [&](bool accumulate, auto same_task) {
+        const RingPosition<C::kStages> v_at = kv.next();
+        take_turn();
+        multiply_keys(kv.stage);
+        multiply_values(v_at.stage, accumulate);
+        pass_turn();
+        await_keys(kv.stage, std::integral_constant<int, 1>{});
+        finish_scores();
+        kv = v_at.next();
+        if constexpr (decltype(same_task)::value) {
+            float block_sum[2] = {0.f, 0.f};
+            float early[kEarly], x[kScores - kEarly];
+            softmax.template exponentiate<0, kEarly>(s, p.scale_log2, early, block_sum);
+            if (block > last_block) await_block(kv);
+            await_values(v_at.stage);
+            if (block > last_block) await_block(kv.next());
+            pack(early, 0);
+            softmax.template exponentiate<kEarly, kScores - kEarly>(s, p.scale_log2, x, block_sum);
+            pack(x, kEarly);
+            if (__any_sync(~0u, softmax.is_late(0, block_sum) || softmax.is_late(1, block_sum))) mend(block_sum);
+            softmax.sum[0] += block_sum[0];
+            softmax.sum[1] += block_sum[1];
+        } else {
+            begin_softmax();
+            await_values(v_at.stage);
+            finish_block(softmax.sum);
+        }
+    };
+    auto write = [&](const Work& done, int q_stage, const RowSoftmax<T, kScores>& sums) {
         write_prefill<C>(p, done, q_tile(q_stage), o, sums.top, sums.sum, wg, opaque(thread));
         __syncwarp();
         if (lane == 0) mbarrier_arrive(&sm.q_empty[q_stage]);
     };
 
-    begin_item();
+    begin_task();
+    await_block(kv);
     take_turn();
     multiply_keys(kv.stage);
     pass_turn();
-    wgmma_wait<0>();
-    pin_registers(s);
-    if (lane == 0) mbarrier_arrive(&sm.kv_empty[kv.stage]);
+    await_keys(kv.stage, std::integral_constant<int, 0>{});
     kv.advance();
     finish_scores();
-    softmax.exponentiate(s, p.scale_log2, offset);
-    pack_probabilities();
+    begin_softmax();
+    finish_block(softmax.sum);
     for (;;) {
         bool accumulate = false;
         if (block > last_block) {
-            if (is_dirty()) clean(kv.next());
-            mbarrier_wait(&sm.kv_full[kv.stage], kv.full_parity());
+            clean(task(), kv.next());
+            await_block(kv);
+            await_block(kv.next());
         }
         for (; block > last_block; accumulate = true) {
             --block;
@@ -290,31 +352,29 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         }
         // The probabilities are those of the last block.
         const RingPosition<kItemSlots> next_slot = slot.next();
-        bool chained = is_chained<C>(w);
+        bool chained = task().chained;
         if (chained) {
             mbarrier_wait(&sm.item_full[next_slot.stage], next_slot.full_parity());
-            chained =
-                sm.items[next_slot.stage].head_kv >= 0 && is_chained<C>(read_work<C>(p, sm.items[next_slot.stage]));
+            chained = sm.work[next_slot.stage].head_kv >= 0 && sm.work[next_slot.stage].chained;
         }
-        if (is_dirty()) clean(chained ? kv.next() : kv);
+        clean(task(), chained ? kv.next() : kv);
+        const int done_slot = slot.stage, done_q = q_slot.stage;
+        q_slot.advance();
         if (!chained) {
-            mbarrier_wait(&sm.kv_full[kv.stage], kv.full_parity());
+            await_block(kv);
             multiply_values(kv.stage, accumulate);
             await_values(kv.stage);
             kv.advance();
-            end_item(w, q_slot.stage, softmax);
-            q_slot.advance();
+            write(task(), done_q, softmax);
             return;
         }
-        const int done_slot = slot.stage, done_q = q_slot.stage;
-        const RowSoftmax<kScores> done_softmax = softmax;
-        softmax = {};
+        const RowSoftmax<T, kScores> done_softmax = softmax;
         slot = next_slot;
-        q_slot.advance();
-        w = read_work<C>(p, sm.items[slot.stage]);
-        begin_item();
+        begin_task();
+        await_block(kv);
+        await_block(kv.next());
         round(accumulate, std::false_type{});
-        end_item(read_work<C>(p, sm.items[done_slot]), done_q, done_softmax);
+        write(sm.work[done_slot], done_q, done_softmax);
         end_task(p, sm, done_slot, thread);
     }
 }

@@ -24,8 +24,7 @@ struct Scheduler {
         int32_t item, head_kv;
     };
     static constexpr int kItemWords = sizeof(WorkItem) / 4;
-    static_assert(offsetof(ItemSlot, item_index) == 4 * kItemWords &&
-                  offsetof(ItemSlot, head_kv) == 4 * kItemWords + 4);
+    static_assert(offsetof(Work, item_index) == 4 * kItemWords && offsetof(Work, head_kv) == 4 * kItemWords + 4);
 
     const LaunchParams& p;
     SharedMemory<C>& sm;
@@ -34,7 +33,7 @@ struct Scheduler {
     bool from_front;
     enum { kNone, kPopped, kFetched } next = kNone;
     unsigned long long popped;  // the answer is in flight
-    int32_t word;               // of the next ItemSlot, the one at `lane`
+    int32_t word;               // of the next Work, the one at `lane`
     RingPosition<kItemSlots> slot;
 
     __device__ Scheduler(const LaunchParams& p, SharedMemory<C>& sm, int lane) : p(p), sm(sm), lane(lane) {
@@ -94,11 +93,17 @@ struct Scheduler {
         if (next == kNone) pop();
         if (next == kPopped) fetch_popped();
         mbarrier_wait(&sm.item_empty[slot.stage], slot.empty_parity());
-        ItemSlot& to = sm.items[slot.stage];
+        Work& to = sm.work[slot.stage];
         if (lane < kItemWords + 2) reinterpret_cast<int32_t*>(&to)[lane] = word;
-        if (p.a.trace && lane == 0) to.begin_ns = now_ns();
         __syncwarp();
-        if (lane == 0) mbarrier_arrive(&sm.item_full[slot.stage]);
+        if (lane == 0) {
+            if (to.head_kv >= 0) {
+                const uint32_t status = clip_work<C>(p, to);
+                if (status) atomicOr(&static_cast<PlanHeader*>(p.a.plan)->status, status);
+            }
+            if (p.a.trace) to.begin_ns = now_ns();
+            mbarrier_arrive(&sm.item_full[slot.stage]);
+        }
         slot.advance();
         next = kNone;
     }
@@ -119,24 +124,29 @@ struct BoxStart {
     int32_t page, row;
 };
 
-// Start of the box of `key` and following.
+// Start of the box of `key` and following, the page as the block table has it: nothing waits for the table yet.
 __device__ __forceinline__ BoxStart find_box(const LaunchParams& p, const Work& w, int32_t key) {
-    if (!p.a.block_table) return {0, w.k_begin + key};
-    if (key >= w.key_end || key + p.box_rows <= w.key_begin) return {p.a.num_pages, 0};
+    if (!p.a.block_table) return {0, w.item.k_begin + key};
+    if (key >= w.key_end || key + p.box_rows <= w.key_begin) return {p.a.num_pages, -1};
     const int32_t index = p.page_shift >= 0 ? key >> p.page_shift : key / p.a.page_size;
-    int32_t page = p.a.block_table[w.item->seq * p.a.block_table_stride + index];
-    if (static_cast<uint32_t>(page) >= static_cast<uint32_t>(p.a.num_pages)) {
+    return {p.a.block_table[w.item.seq * p.a.block_table_stride + index], key - index * p.a.page_size};
+}
+__device__ __forceinline__ BoxStart check_page(const LaunchParams& p, BoxStart start) {
+    if (p.a.block_table && start.row >= 0 &&
+        static_cast<uint32_t>(start.page) >= static_cast<uint32_t>(p.a.num_pages)) {
         atomicOr(&static_cast<PlanHeader*>(p.a.plan)->status, kStatusPageId);
-        page = p.a.num_pages;
+        start.page = p.a.num_pages;
     }
-    return {page, key - index * p.a.page_size};
+    return start;
 }
 
-// A KV block as a warp copies it: lane i holds the start of the warp's box i.
+// A KV block as a warp copies it: lane first_lane + i holds the start of the warp's box i.
 struct BlockSource {
     BoxStart start;
+    int32_t first_lane;
     int32_t head_kv;
-    bool whole;  // copy all 64-dim parts of a box at once
+    bool whole;   // copy all 64-dim parts of a box at once
+    bool decode;  // read once: what is read again, as tables and plan, is to stay in the L2
 };
 
 template <class C>
@@ -175,11 +185,13 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
         const uint32_t stage = smem_address(sm.kv[kv.stage]);
 #pragma unroll 4
         for (int i = 0; i < boxes; ++i) {
-            const int page = __shfl_sync(~0u, from.start.page, i), row = __shfl_sync(~0u, from.start.row, i);
+            const int page = __shfl_sync(~0u, from.start.page, from.first_lane + i);
+            const int row = __shfl_sync(~0u, from.start.row, from.first_lane + i);
             const int offset = (first_box + i) * p.box_rows * 128;
             if (elect_one()) {
                 if (from.whole) {
-                    tma_load_5d(stage + offset * C::kParts, whole_map, full, 0, row, 0, from.head_kv, page);
+                    tma_load_5d(stage + offset * C::kParts, whole_map, full, from.decode ? kEvictFirst : kEvictNormal,
+                                0, row, 0, from.head_kv, page);
                 } else {
 #pragma unroll
                     for (int part = 0; part < C::kParts; ++part)
@@ -198,54 +210,52 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
         if (has_late_v) copy(late_v, &p.v, &p.v_whole);
         has_late_v = false;
     };
-    auto copy_item = [&](const Work& w, auto&& prepare) {
-        if (is_scheduler) load_q<C>(p, sm, w, q_slot);
-        auto box_start = [&](int block) {
-            return lane < boxes ? find_box(p, w, block * C::kBlockN + (first_box + lane) * p.box_rows) : BoxStart{};
+    Scheduler<C> scheduler(p, sm, lane);  // warp 0 alone uses it
+    auto copy_item = [&](const Work& w) {
+        // The lanes read the block table for as many blocks as they can hold, one such group ahead of the copies: it may
+        // have to come from memory, which copies of its own make slow.
+        const int first_block = w.block_end - w.num_blocks, group = 32 / boxes;
+        auto find_boxes = [&](int block) {
+            block -= lane / boxes;
+            return block < first_block ? BoxStart{p.a.num_pages, -1}
+                                       : find_box(p, w, block * C::kBlockN + (first_box + lane % boxes) * p.box_rows);
         };
+        BoxStart next = find_boxes(w.block_end - 1), now = next;
+        if (is_scheduler) load_q<C>(p, sm, w, q_slot);
         // Prefill wants 64-dim parts of all keys one after the other; decode takes them box by box.
         const bool whole = p.has_whole && (w.decode || num_boxes == 1);
-        BoxStart next = box_start(w.block_end - 1);
-        for (int block = w.block_end - 1; block >= w.block_end - w.num_blocks; --block) {
-            prepare(block - (w.block_end - w.num_blocks) + 1);
-            const BlockSource source{next, w.head_kv, whole};
-            if (block > w.block_end - w.num_blocks) next = box_start(block - 1);
+        int left = 0;  // blocks of `now`
+        for (int block = w.block_end - 1; block >= first_block; --block, --left) {
+            if (is_scheduler) scheduler.prepare(block - first_block + 1);
+            if (left == 0) {
+                now = check_page(p, next);
+                next = find_boxes(block - group);
+                left = group;
+            }
+            const BlockSource source{now, (group - left) * boxes, w.head_kv, whole, w.decode};
             copy(source, &p.k, &p.k_whole);
             copy_late_v();
             late_v = source;
             has_late_v = true;
         }
     };
-    // `publish` and `prepare` do something in the scheduler warp only.
-    auto run = [&](auto&& publish, auto&& prepare) {
-        for (;;) {
-            publish();
-            mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());
-            const bool done = sm.items[slot.stage].head_kv < 0;
-            const Work w = read_work<C>(p, sm.items[slot.stage]);
-            if (done) break;
-            if (is_scheduler && w.status && lane == 0) atomicOr(&static_cast<PlanHeader*>(p.a.plan)->status, w.status);
-            const bool chained = is_chained<C>(w);
-            if (!chained) copy_late_v();
-            if (w.num_rows > 0 && w.num_blocks > 0) copy_item(w, prepare);
-            if (!chained) copy_late_v();
-            __syncwarp();
-            if (lane == 0) {
-                const ItemSlot& task = sm.items[slot.stage];
-                if (p.a.trace && is_scheduler) record(p.a, task.item_index, task.head_kv, kTraceLoad, task.begin_ns);
-                mbarrier_arrive(&sm.item_empty[slot.stage]);
-            }
-            slot.advance();
+    for (;;) {
+        if (is_scheduler) scheduler.publish();
+        mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());
+        const Work& w = sm.work[slot.stage];
+        if (w.head_kv < 0) break;
+        if (!w.chained) copy_late_v();
+        if (w.num_rows > 0 && w.num_blocks > 0) copy_item(w);
+        if (!w.chained) copy_late_v();
+        __syncwarp();
+        if (lane == 0) {
+            if (p.a.trace && is_scheduler) record(p.a, w.item_index, w.head_kv, kTraceLoad, w.begin_ns);
+            mbarrier_arrive(&sm.item_empty[slot.stage]);
         }
-        copy_late_v();
-    };
-    if (is_scheduler) {
-        Scheduler<C> scheduler(p, sm, lane);
-        run([&] { scheduler.publish(); }, [&](int blocks_left) { scheduler.prepare(blocks_left); });
-        scheduler.leave();
-    } else {
-        run([] {}, [](int) {});
+        slot.advance();
     }
+    copy_late_v();
+    if (is_scheduler) scheduler.leave();
 }
 
 }  // namespace varattn::sm90

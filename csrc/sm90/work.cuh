@@ -1,4 +1,4 @@
-// What a role needs to know of a work item, clipped to the buffers of this launch.
+// What follows from a work item: its clipping to the buffers of the launch, the keys that its rows see, their addresses.
 #pragma once
 
 #include "core/schedule.h"
@@ -6,50 +6,30 @@
 
 namespace varattn::sm90 {
 
-struct Work {
-    const WorkItem* item;  // in shared memory until the role releases the slot
-    int32_t head_kv;
-    int32_t q_row;     // row of q of packed row 0 of the tile
-    int32_t num_rows;  // packed rows, of tokens that exist in this launch
-    int32_t diagonal;  // key on the diagonal of packed row 0
-    int32_t k_begin;
-    int32_t key_begin, key_end;  // keys of the sequence that any of its rows may see: outside, memory may hold anything
-    int32_t block_end, num_blocks;  // blocks are visited downwards: block_end - 1 first
-    uint32_t status;
-    bool decode;
-};
-
 __device__ __forceinline__ int32_t tile_rows(const WorkItem& item) { return item.row_end - item.row_begin; }
 
+// Sets what follows from the item, by one thread. Returns what was clipped, as bits of the plan's status.
 template <class C>
-__device__ __forceinline__ Work read_work(const LaunchParams& p, const ItemSlot& slot) {
-    const WorkItem& item = slot.item;
+__device__ __forceinline__ uint32_t clip_work(const LaunchParams& p, Work& w) {
     const PlanConfig& c = p.a.config;
-    const int32_t group = group_size(c);
-    Work w;
-    w.item = &item;
-    w.head_kv = slot.head_kv;
+    const WorkItem item = w.item;
+    const int32_t group = group_size(c), token = item.row_begin / group;
     w.decode = C::kHasDecode && (item.flags & kItemDecode);
-    const int32_t token = item.row_begin / group;
     w.q_row = item.q_begin + token;
     w.diagonal = item.kv_len - item.q_len + token;
-    w.num_rows = clamp((p.a.total_q - w.q_row) * group, 0, tile_rows(item));
-    w.status = w.num_rows < tile_rows(item) ? kStatusRowsPastEnd : 0;
-    w.k_begin = item.k_begin;
-    int64_t capacity = p.a.block_table ? int64_t{p.a.max_pages_per_seq} * p.a.page_size : p.a.total_k - item.k_begin;
-    w.key_end = static_cast<int32_t>(clamp<int64_t>(capacity, 0, item.kv_len));
-    if (w.key_end < item.kv_len) w.status |= kStatusKeysPastEnd;
+    const int32_t num_rows = clamp((p.a.total_q - w.q_row) * group, 0, tile_rows(item));
+    const int64_t capacity =
+        p.a.block_table ? int64_t{p.a.max_pages_per_seq} * p.a.page_size : p.a.total_k - item.k_begin;
+    const auto key_end = static_cast<int32_t>(clamp<int64_t>(capacity, 0, item.kv_len));
+    const int32_t block_end = min_of(item.block_end, ceil_div(key_end, C::kBlockN));
+    const int32_t num_blocks = max_of(block_end - item.block_begin, 0);
+    w.num_rows = num_rows;
     w.key_begin = visible_keys(c, item.q_len, item.kv_len, 0).begin;
-    w.block_end = min_of(item.block_end, ceil_div(w.key_end, C::kBlockN));
-    w.num_blocks = max_of(w.block_end - item.block_begin, 0);
-    return w;
-}
-
-// Whether the item is one of a chain of prefill items: the first keys of the next one are multiplied together with the last
-// values of this one. Both sides of the KV ring go by it.
-template <class C>
-__device__ __forceinline__ bool is_chained(const Work& w) {
-    return C::kQSlots > 1 && !w.decode && w.item->num_splits == 1 && w.num_rows > 0 && w.num_blocks > 0;
+    w.key_end = key_end;
+    w.block_end = block_end;
+    w.num_blocks = num_blocks;
+    w.chained = C::kQSlots > 1 && !w.decode && item.num_splits == 1 && num_rows > 0 && num_blocks > 0;
+    return (num_rows < tile_rows(item) ? kStatusRowsPastEnd : 0) | (key_end < item.kv_len ? kStatusKeysPastEnd : 0);
 }
 
 // Producer warps that have boxes to copy.
