@@ -103,7 +103,7 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
             totals.tiles[decode] += 1;
         }
     }
-    const Shares shares = share_ctas(c, costs, totals);
+    const Shares shares = share_ctas(c, shape, costs, totals);
     header.num_front_ctas = shares.front_ctas;
 
     int32_t targets[2];

@@ -47,6 +47,22 @@ VARATTN_HD constexpr int32_t log2_floor(uint32_t x) {
 #endif
 }
 
+// Divides numbers below 2^31 by a fixed one, in a multiplication.
+struct Divisor {
+    uint32_t by, factor;
+    int32_t shift;
+};
+
+VARATTN_HD constexpr Divisor divisor(uint32_t by) {
+    const int32_t bits = by > 1 ? log2_floor(by - 1) + 1 : 0;
+    return {by, static_cast<uint32_t>(((uint64_t{1} << (31 + bits)) + by - 1) / by), 31 + bits};
+}
+
+VARATTN_HD constexpr uint32_t divide(uint32_t x, const Divisor& d) {
+    return static_cast<uint32_t>(uint64_t{x} * d.factor >> d.shift);
+}
+VARATTN_HD constexpr uint32_t ceil_divide(uint32_t x, const Divisor& d) { return x == 0 ? 0 : divide(x - 1, d) + 1; }
+
 // What tiles and their pieces follow from, divided out once.
 struct TileShape {
     int32_t group;
@@ -55,6 +71,8 @@ struct TileShape {
     int32_t block_n_log2;
     int32_t segment_log2;  // blocks of a segment: tiles are cut at its multiples
     int32_t max_slots[2];  // for partial results of prefills, of decodes
+    Divisor per_tile;      // tokens, or, if these are 0, rows
+    Divisor ctas;
 };
 
 VARATTN_HD constexpr TileShape tile_shape(const PlanConfig& c) {
@@ -66,7 +84,9 @@ VARATTN_HD constexpr TileShape tile_shape(const PlanConfig& c) {
             c.tile_rows_decode / group,
             log2_floor(c.block_n),
             segment_log2,
-            {max_slots(c, false), max_slots(c, true)}};
+            {max_slots(c, false), max_slots(c, true)},
+            divisor(tokens > 0 ? tokens : rows),
+            divisor(c.num_ctas)};
 }
 
 VARATTN_HD constexpr bool is_decode(const TileShape& shape, int32_t q_len) { return q_len <= shape.decode_tokens; }
@@ -74,7 +94,7 @@ VARATTN_HD constexpr bool is_decode(const TileShape& shape, int32_t q_len) { ret
 VARATTN_HD constexpr int32_t num_tiles(const TileShape& shape, int32_t q_len) {
     if (is_decode(shape, q_len)) return q_len > 0;
     if (q_len == 0) return 0;
-    return shape.tokens > 0 ? ceil_div(q_len, shape.tokens) : ceil_div(q_len * shape.group, shape.rows);
+    return static_cast<int32_t>(ceil_divide(shape.tokens > 0 ? q_len : q_len * shape.group, shape.per_tile));
 }
 
 struct Tile {
@@ -82,14 +102,17 @@ struct Tile {
     Range blocks;  // KV blocks that any of its rows sees
 };
 
+VARATTN_HD constexpr Range rows_at(const TileShape& shape, int32_t q_len, int32_t index) {
+    const int32_t rows = q_len * shape.group;
+    if (is_decode(shape, q_len)) return {0, rows};
+    return {index * shape.rows, min_of(rows, (index + 1) * shape.rows)};
+}
+
 VARATTN_HD constexpr Tile tile_at(const PlanConfig& c, const TileShape& shape, int32_t q_len, int32_t kv_len,
                                   int32_t index) {
-    Tile tile{};
-    tile.rows = {0, q_len * shape.group};
+    Tile tile{rows_at(shape, q_len, index), {}};
     Range tokens{0, q_len};
     if (!is_decode(shape, q_len)) {
-        tile.rows.begin = index * shape.rows;
-        tile.rows.end = min_of(tile.rows.end, tile.rows.begin + shape.rows);
         if (shape.tokens > 0)
             tokens = {index * shape.tokens, min_of(q_len, (index + 1) * shape.tokens)};
         else
@@ -132,31 +155,34 @@ struct Shares {
 inline constexpr int kLeastPieceItems = 3;  // a piece's cost is worth this many times an item's fixed cost
 inline constexpr uint32_t kMaxFairShare = 1 << 30;
 
-VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const CostModel& m, const Totals& t) {
+VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& shape, const CostModel& m,
+                                       const Totals& t) {
     const uint64_t cost[2] = {
         (uint64_t{t.blocks[0]} * m.block + static_cast<uint64_t>(t.tiles[0]) * m.item) * c.num_heads_kv,
         (uint64_t{t.blocks[1]} * m.block_decode + static_cast<uint64_t>(t.tiles[1]) * m.item_decode) * c.num_heads_kv};
-    // In 32 bits, as 64-bit divisions are slow on a GPU.
+    // In 31 bits, as 64-bit divisions are slow on a GPU.
     const uint64_t all = cost[0] + cost[1];
     const int32_t shift = all >> 31 == 0 ? 0 : log2_floor(static_cast<uint32_t>(all >> 31)) + 1;
     const auto prefill = static_cast<uint32_t>(cost[0] >> shift), decode = static_cast<uint32_t>(cost[1] >> shift);
-    const uint32_t ctas = c.num_ctas;
 
     Shares s{};
-    s.front_ctas = c.num_ctas;
-    if (t.tiles[0] == 0 && t.tiles[1] > 0) s.front_ctas = 0;
-    if (t.tiles[0] > 0 && t.tiles[1] > 0) {
-        const uint32_t time = max_of(ceil_div<uint32_t>(decode, m.streaming_ctas), ceil_div(prefill + decode, ctas));
+    const bool mixed = t.tiles[0] > 0 && t.tiles[1] > 0;
+    s.front_ctas = t.tiles[1] > 0 ? 0 : c.num_ctas;
+    if (mixed) {
+        const uint32_t time =
+            max_of(ceil_div<uint32_t>(decode, m.streaming_ctas), ceil_divide(prefill + decode, shape.ctas));
         const auto least = static_cast<int32_t>((prefill + time / 2) / time);
         const int32_t most = c.num_ctas - static_cast<int32_t>(ceil_div(decode, time));
         // At least one at either end.
         s.front_ctas = clamp((least + most) / 2, 1, max_of(c.num_ctas - 1, 1));
     }
     for (int kind = 0; kind < 2; ++kind) {
+        if (t.tiles[kind] == 0) continue;
+        const uint32_t of_kind = kind == 1 ? decode : prefill;
         s.ctas[kind] = max_of(kind == 1 ? c.num_ctas - s.front_ctas : s.front_ctas, 1);
-        const uint64_t fair = uint64_t{ceil_div<uint32_t>(kind == 1 ? decode : prefill, s.ctas[kind])} << shift;
-        s.fair_share[kind] = static_cast<int32_t>(min_of<uint64_t>(fair, kMaxFairShare));
-        s.may_be_wave[kind] = t.tiles[kind] > 0 && fits_one_wave(c, t.tiles[kind], s.ctas[kind]);
+        const uint32_t each = mixed ? ceil_div<uint32_t>(of_kind, s.ctas[kind]) : ceil_divide(of_kind, shape.ctas);
+        s.fair_share[kind] = static_cast<int32_t>(min_of<uint64_t>(uint64_t{each} << shift, kMaxFairShare));
+        s.may_be_wave[kind] = fits_one_wave(c, t.tiles[kind], s.ctas[kind]);
     }
     return s;
 }

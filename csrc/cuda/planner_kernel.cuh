@@ -41,15 +41,18 @@ inline int32_t num_ctas(const PlanConfig& c) {
     return max_tiles(c) <= 1024 ? 4 : max_tiles(c) <= 2048 ? 8 : 16;
 }
 
-constexpr int kItemParts = sizeof(WorkItem) / sizeof(uint4), kStagedItems = 16;
+constexpr int kItemParts = sizeof(WorkItem) / sizeof(uint4);
+// Warps of a CTA that write items, that try targets, and the one that writes the header of a batch of few tiles.
+constexpr int kWriters = 8, kFewHeaderWarp = kWriters - 1, kTargetWarps = 8;
+static_assert(kNumWaveTargets <= kTargetWarps && kTargetWarps == kWriters && kWarps % kTargetWarps == 0);
 
 struct SharedMemory {
     SequenceShape shapes[kSharedSeqs];
     int32_t first_tiles[kSharedSeqs];
     PlannedTile tiles[kSharedTiles];
     ItemCounts counts;
-    uint4 staging[kWarps][kStagedItems][kItemParts];  // a warp's items on their way to memory
-    int32_t next_item[kNumOrderKeys];                 // position of the key's next item
+    uint4 staging[kWriters][32][kItemParts];  // a warp's items on their way to memory
+    int32_t next_item[kNumOrderKeys];         // position of the key's next item
     BlockScan<kWarps>::Buffer scan;
     uint32_t sums[5][kWarps];                 // see Totals
     int32_t wave_pieces[2][kNumWaveTargets];  // pieces that each target would make
@@ -77,8 +80,12 @@ public:
     __device__ bool run() {
         if (!read_lengths()) return false;
         __syncthreads();
+        if (num_tiles_ <= 32) {
+            if (threadIdx.x / 32 < kWriters) plan_few();
+            return true;
+        }
         cut_tiles();
-        choose_splits();
+        split_tiles();
         write_items();
         return true;
     }
@@ -87,21 +94,30 @@ private:
     // Each sequence's shape and first tile; each tile's sequence.
     __device__ bool read_lengths() {
         LengthReader reader(c_, p_.lengths, scan_);
+        uint32_t status = 0;
         int32_t tiles = 0;  // before the chunk
         GivenLengths next = reader.load(0);
 #pragma unroll 1
         for (int32_t chunk = 0; chunk < c_.max_seqs; chunk += kChunkSeqs) {
-            const GivenLengths given = next;
+            GivenLengths g = next;
             if (!kIsShared) next = reader.load(chunk + kChunkSeqs);
-            SequenceShape shapes[kSeqsPerThread];
-            reader.clamp(chunk, given, shapes);
             const int32_t seq = LengthReader::first_of_thread(chunk);
-            int32_t count[kSeqsPerThread];
+            SequenceShape shapes[kSeqsPerThread]{};
+            int32_t count[kSeqsPerThread]{};
+            uint32_t status_here = 0;
+            Scanned<1> sum;
+#pragma unroll 1
+            for (bool in_order = reader.is_in_order(g), all_are = false;; in_order = true) {
+                if (in_order) status_here = reader.shapes_of(g, shapes);
 #pragma unroll
-            for (int i = 0; i < kSeqsPerThread; ++i)
-                count[i] = seq + i < c_.max_seqs ? num_tiles(shape_, shapes[i].q_len) : 0;
-            const int32_t counts[1] = {count[0] + count[1]};
-            const auto sum = scan_.exclusive<Sum>(counts);
+                for (int i = 0; i < kSeqsPerThread; ++i)
+                    count[i] = num_tiles(shape_, shapes[i].q_len);
+                const int32_t counts[1] = {count[0] + count[1]};
+                sum = scan_.template exclusive<Sum>(counts, in_order, all_are);
+                if (all_are) break;
+                reader.clamp_offsets(chunk, g);
+            }
+            status |= status_here;
             int32_t first = tiles + sum.before[0];
             tiles += sum.total[0];
             if (kIsShared && tiles > kSharedTiles) return false;
@@ -113,29 +129,32 @@ private:
                     if (seq + i == 0) s_.header.q_begin = shapes[i].q_begin;
                     if (seq + i == c_.max_seqs - 1) s_.header.q_end = shapes[i].q_begin + shapes[i].q_len;
                 }
-                name_tiles(seq + i, first, count[i]);
                 first += count[i];
             }
+            name_tiles(seq, first - count[0] - count[1], count);
         }
-        if (reader.status()) atomicOr(&s_.header.status, reader.status());
+        status |= reader.status();
+        if (status) atomicOr(&s_.header.status, status);
         num_tiles_ = tiles;
         return true;
     }
 
-    // A warp writes the sequence of its threads' tiles. Many tiles are shared out among the warp.
-    __device__ void name_tiles(int32_t seq, int32_t first, int32_t count) {
+    // A warp writes the sequences of its threads' tiles. Many tiles are shared out among the warp.
+    __device__ void name_tiles(int32_t seq, int32_t first, const int32_t (&count)[kSeqsPerThread]) {
         constexpr int32_t kAlone = 16;
+        const int32_t all = count[0] + count[1];
+        if (all <= kAlone)
 #pragma unroll 1
-        for (int32_t i = 0; i < min_of(count, kAlone); ++i)
-            tiles_[first + i] = {static_cast<uint32_t>(seq), 0, 0, 0};
+            for (int32_t i = 0; i < all; ++i)
+                tiles_[first + i] = {static_cast<uint32_t>(seq + (i >= count[0])), 0, 0, 0};
 #pragma unroll 1
-        for (uint32_t long_ones = __ballot_sync(~0u, count > kAlone); long_ones != 0; long_ones &= long_ones - 1) {
-            const int lane = __ffs(long_ones) - 1;
+        for (uint32_t shared = __ballot_sync(~0u, all > kAlone); shared != 0; shared &= shared - 1) {
+            const int lane = __ffs(shared) - 1;
             const int32_t its_seq = __shfl_sync(~0u, seq, lane), its_first = __shfl_sync(~0u, first, lane),
-                          its_count = __shfl_sync(~0u, count, lane);
+                          its_count = __shfl_sync(~0u, count[0], lane), its_all = __shfl_sync(~0u, all, lane);
 #pragma unroll 1
-            for (int32_t i = kAlone + threadIdx.x % 32; i < its_count; i += 32)
-                tiles_[its_first + i] = {static_cast<uint32_t>(its_seq), 0, 0, 0};
+            for (int32_t i = threadIdx.x % 32; i < its_all; i += 32)
+                tiles_[its_first + i] = {static_cast<uint32_t>(its_seq + (i >= its_count)), 0, 0, 0};
         }
     }
 
@@ -179,16 +198,87 @@ private:
         most_blocks_[1] = static_cast<int32_t>(all[4]);
     }
 
+    // A batch of few tiles: each warp has them all, a tile a thread, and plans for itself.
+    __device__ void plan_few() {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const bool exists = lane < num_tiles_;
+        PlannedTile tile{};
+        bool decode = false;
+        int32_t num_blocks = 0, its_segments = 0, rows = 0;
+        if (exists) {
+            tile = tiles_[lane];
+            const SequenceShape seq = shapes_[tile.seq];
+            decode = is_decode(shape_, seq.q_len);
+            const Tile its = cut(lane, tile, seq);
+            num_blocks = its.blocks.end - its.blocks.begin;
+            its_segments = segments_of(shape_, its.blocks);
+            rows = its.rows.end - its.rows.begin;
+        }
+        const uint32_t priced = min_of(num_blocks, kMaxPricedBlocks);
+        const int32_t decodes = __popc(__ballot_sync(~0u, decode));
+        totals_.tiles[0] = num_tiles_ - decodes;
+        totals_.tiles[1] = decodes;
+#pragma unroll
+        for (int kind = 0; kind < 2; ++kind) {
+            if (totals_.tiles[kind] == 0) continue;
+            const uint32_t of_kind = decode == (kind == 1) ? priced : 0;
+            totals_.blocks[kind] = __reduce_add_sync(~0u, of_kind);
+            most_blocks_[kind] = static_cast<int32_t>(__reduce_max_sync(~0u, of_kind));
+        }
+        const int32_t cost = item_cost(costs_, decode, num_blocks);
+        int32_t targets[2], splits = 1, largest = num_blocks;
+        auto count_pieces = [&](int32_t prefill_target, int32_t decode_target, int32_t (&pieces)[2]) {
+            const int32_t n = splits_of(c_, cost, its_segments, decode ? decode_target : prefill_target);
+            pieces[0] = exists && !decode ? n : 0;
+            pieces[1] = exists && decode ? n : 0;
+        };
+        if (choose_targets(targets, count_pieces)) {
+            splits = splits_of(c_, cost, its_segments, decode ? targets[1] : targets[0]);
+            const int32_t slots = splits > 1 ? slots_of(c_, shape_, decode, splits, its_segments) : 0;
+            const int32_t ends[2] = {warp_inclusive<Sum>(decode ? 0 : slots, lane),
+                                     warp_inclusive<Sum>(decode ? slots : 0, lane)};
+            const int32_t end = decode ? ends[1] : ends[0];
+            if (end > shape_.max_slots[decode]) splits = 1;
+            if (splits > 1) {
+                largest = largest_piece(shape_, num_blocks, its_segments, splits);
+                tile.blocks_or_slot = end - slots;
+                tile.more_splits = splits - 1;
+            }
+            if (warp == kFewHeaderWarp) {
+                const int32_t partial_rows = __reduce_add_sync(~0u, splits > 1 ? slots * rows : 0);
+                s_.header.num_split_tiles = __popc(__ballot_sync(~0u, splits > 1));
+                s_.header.num_partial_rows = partial_rows;
+            }
+        }
+        tile.key = order_key(costs_, decode, largest);
+        // Its items come after those of smaller keys, and of the same key in earlier threads.
+        const int32_t items = exists ? splits : 0, place = tile.key * 32 + lane;
+        int32_t position = 0;
+#pragma unroll 4
+        for (int other = 0; other < num_tiles_; ++other) {
+            const int32_t its = __shfl_sync(~0u, place << 16 | items, other);
+            if (its >> 16 < place) position += its & 0xffff;
+        }
+        const Units units = units_of(num_tiles_);
+        if (units.has(writer()))
+            write_group(group_of(0, num_tiles_, tile), position, units.first_item(writer()), units.item_step(), {});
+        if (warp == kFewHeaderWarp) {
+            const int32_t front_items = __reduce_add_sync(~0u, decode ? 0 : items);
+            write_header(__reduce_add_sync(~0u, items), front_items);
+        }
+    }
+
     __device__ Tile cut(int32_t t, const PlannedTile& tile, const SequenceShape& seq) const {
         return tile_at(c_, shape_, seq.q_len, seq.kv_len, t - first_tiles_[tile.seq]);
     }
 
-    // Splits of each tile, while there is room for partial results.
-    __device__ void choose_splits() {
-        const Shares shares = share_ctas(c_, costs_, totals_);
+    // Shares of the CTAs, and the most cost of a piece at each end. False if no tile has more. `count_pieces` counts those that
+    // targets for prefills and decodes would make of this thread's tiles.
+    template <class CountPieces>
+    __device__ bool choose_targets(int32_t (&targets)[2], const CountPieces& count_pieces) {
+        const Shares shares = share_ctas(c_, shape_, costs_, totals_);
         front_ctas_ = shares.front_ctas;
-        int32_t targets[2];
-        bool may_split[2], counts[2];
+        bool may_split[2], may_be_wave[2];
 #pragma unroll
         for (int kind = 0; kind < 2; ++kind) {
             const bool wave = shares.may_be_wave[kind];
@@ -196,22 +286,53 @@ private:
                                  : queue_target(costs_, shares.fair_share[kind], kind);
             may_split[kind] = c_.num_splits > 1 && totals_.tiles[kind] > 0 &&
                               item_cost(costs_, kind, most_blocks_[kind]) > targets[kind];
-            counts[kind] = wave && may_split[kind];
+            may_be_wave[kind] = wave && may_split[kind];
         }
-        if (!may_split[0] && !may_split[1]) return;
-        if (counts[0] || counts[1]) {
-            count_wave_pieces(shares, counts);
-            __syncthreads();
+        if (!may_be_wave[0] && !may_be_wave[1]) return may_split[0] || may_split[1];
+
+        // A warp tries one target, on all tiles if they are few, else on every other 32 of them.
+        const int lane = threadIdx.x % 32, i = threadIdx.x / 32 % kTargetWarps;
+        if (i < kNumWaveTargets) {
+            int32_t pieces[2];
+            count_pieces(wave_target(costs_, shares.fair_share[0], false, i),
+                         wave_target(costs_, shares.fair_share[1], true, i), pieces);
 #pragma unroll
             for (int kind = 0; kind < 2; ++kind) {
-                if (!counts[kind]) continue;
-                targets[kind] = queue_target(costs_, shares.fair_share[kind], kind);
-#pragma unroll 1
-                for (int i = kNumWaveTargets - 1; i >= 0; --i)
-                    if (fits_one_wave(c_, s_.wave_pieces[kind][i], shares.ctas[kind]))
-                        targets[kind] = wave_target(costs_, shares.fair_share[kind], kind, i);
+                if (!may_be_wave[kind]) continue;
+                const int32_t sum = __reduce_add_sync(~0u, pieces[kind]);
+                if (lane == 0) atomicAdd(&s_.wave_pieces[kind][i], sum);
             }
         }
+        __syncthreads();
+#pragma unroll
+        for (int kind = 0; kind < 2; ++kind) {
+            if (!may_be_wave[kind]) continue;
+            const bool fits = lane < kNumWaveTargets &&
+                              fits_one_wave(c_, s_.wave_pieces[kind][lane % kNumWaveTargets], shares.ctas[kind]);
+            const uint32_t fitting = __ballot_sync(~0u, fits);
+            targets[kind] = fitting ? wave_target(costs_, shares.fair_share[kind], kind, __ffs(fitting) - 1)
+                                    : queue_target(costs_, shares.fair_share[kind], kind);
+        }
+        return true;
+    }
+
+    // Splits of each tile, while there is room for partial results.
+    __device__ void split_tiles() {
+        int32_t targets[2];
+        auto count_pieces = [&](int32_t prefill_target, int32_t decode_target, int32_t (&pieces)[2]) {
+            pieces[0] = pieces[1] = 0;
+#pragma unroll 1
+            for (int32_t t = threadIdx.x / (32 * kTargetWarps) * 32 + threadIdx.x % 32; t < num_tiles_;
+                 t += kThreads / kTargetWarps) {
+                const PlannedTile tile = tiles_[t];
+                const bool decode = tile.is_decode();
+                const int32_t n =
+                    splits_of(c_, cost_of(tile), segments(t, tile), decode ? decode_target : prefill_target);
+                pieces[0] += decode ? 0 : n;
+                pieces[1] += decode ? n : 0;
+            }
+        };
+        if (!choose_targets(targets, count_pieces)) return;
         place_pieces(targets);
         __syncthreads();
     }
@@ -223,35 +344,6 @@ private:
     }
     __device__ int32_t cost_of(const PlannedTile& t) const {
         return item_cost(costs_, t.is_decode(), t.blocks_or_slot);
-    }
-
-    __device__ void count_wave_pieces(const Shares& shares, const bool (&counts)[2]) {
-        const int lane = threadIdx.x % 32;
-#pragma unroll 1
-        for (int32_t t = threadIdx.x; t - lane < num_tiles_; t += kThreads) {
-            PlannedTile tile{};
-            bool decode = false, counted = false;
-            if (t < num_tiles_) {
-                tile = tiles_[t];
-                decode = tile.is_decode();
-                counted = decode ? counts[1] : counts[0];
-            }
-            if (!__any_sync(~0u, counted)) continue;
-            const int32_t cost = cost_of(tile), its_segments = counted ? segments(t, tile) : 0,
-                          fair = decode ? shares.fair_share[1] : shares.fair_share[0];
-            int32_t prefills = 0, decodes = 0;
-#pragma unroll
-            for (int i = 0; i < kNumWaveTargets; ++i) {
-                int32_t pieces = splits_of(c_, cost, its_segments, wave_target(costs_, fair, decode, i));
-                if (!counted) pieces = 0;
-                const int32_t of_prefills = __reduce_add_sync(~0u, decode ? 0 : pieces),
-                              of_decodes = __reduce_add_sync(~0u, decode ? pieces : 0);
-                if (lane == i) prefills = of_prefills, decodes = of_decodes;
-            }
-            if (lane >= kNumWaveTargets) continue;
-            if (prefills > 0) atomicAdd(&s_.wave_pieces[0][lane], prefills);
-            if (decodes > 0) atomicAdd(&s_.wave_pieces[1][lane], decodes);
-        }
     }
 
     // Hands out slots to split tiles, at each end. Since tiles without room count too, those with room come before those
@@ -272,7 +364,7 @@ private:
                 if (splits > 1) slots = slots_of(c_, shape_, decode, splits, its_segments);
             }
             const int32_t counts[2] = {decode ? 0 : slots, decode ? slots : 0};
-            const auto sum = scan_.exclusive<Sum>(counts);
+            const auto sum = scan_.template exclusive<Sum>(counts);
             const int32_t first_slot = decode ? before[1] + sum.before[1] : before[0] + sum.before[0];
             before[0] += sum.total[0];
             before[1] += sum.total[1];
@@ -282,7 +374,7 @@ private:
             tile.more_splits = splits - 1;
             tile.blocks_or_slot = first_slot;
             tiles_[t] = tile;
-            const Range rows = cut(t, tile, shapes_[tile.seq]).rows;
+            const Range rows = rows_at(shape_, shapes_[tile.seq].q_len, t - first_tiles_[tile.seq]);
             atomicAdd(&s_.header.num_split_tiles, 1);
             atomicAdd(&s_.header.num_partial_rows, slots * (rows.end - rows.begin));
         }
@@ -295,24 +387,26 @@ private:
 #pragma unroll 1
         for (int32_t first = 0; !at_once && first < num_tiles_; first += kSortedTiles)
             items += count_items(first);
-        int32_t position = 0;
+        int32_t position = 0, num_items = 0;
 #pragma unroll 1
-        for (int32_t first = 0; first == 0 || first < num_tiles_; first += kSortedTiles) {
+        for (int32_t first = 0; first < num_tiles_; first += kSortedTiles) {
             const int32_t here = count_items(first);
+            Staged staged{};  // meanwhile
+            if (is_writer()) staged = stage_ahead(first);
             if (first == 0) {
                 const int32_t of_key[1] = {at_once ? here : items};
-                const auto sum = scan_.exclusive<Sum>(of_key);
+                const auto sum = scan_.template exclusive<Sum>(of_key);
                 position = sum.before[0];
+                num_items = sum.total[0];
                 if (threadIdx.x == kNumOrderKeys / 2) s_.header.num_front_items = position;
-                num_items_ = sum.total[0];
             }
             if (threadIdx.x < kNumOrderKeys) s_.next_item[threadIdx.x] = position;
             position += here;
             __syncthreads();
-            write_items_of(first);
+            if (is_writer()) write_groups(first, staged);
             if (!kIsShared) __syncthreads();
         }
-        if (blockIdx.x == 0 && threadIdx.x < 32) write_header();
+        if (threadIdx.x < 32) write_header(num_items, s_.header.num_front_items);
     }
 
     // Of kSortedTiles tiles. Returns the items of this thread's key.
@@ -335,86 +429,165 @@ private:
     }
     __device__ static int32_t num_rounds(int32_t count) { return max_of(ceil_div(count, kThreads), 1); }
 
-    // Warps of all CTAs take 32 tiles at a time, or, if these are few, a share of their items.
-    __device__ void write_items_of(int32_t first) {
+    // Some warps of all CTAs write items: not those that sum up the keys, whom they would keep waiting.
+    __device__ static bool is_writer() { return threadIdx.x / 32 >= kWarps - kWriters; }
+    __device__ int32_t num_writers() const { return kIsShared ? p_.num_ctas * kWriters : kWriters; }
+    __device__ int32_t writer() const { return threadIdx.x / 32 % kWriters * (num_writers() / kWriters) + blockIdx.x; }
+
+    // A warp's 32 tiles, whose items it writes.
+    struct Group {
+        int32_t first;
+        PlannedTile tile;        // this thread's
+        int32_t end, num_items;  // items up to the end of this thread's tile; all of them
+        bool whole;
+    };
+    __device__ Group group_of(int32_t first, int32_t count, const PlannedTile& tile) const {
         const int lane = threadIdx.x % 32;
-        const int32_t count = min_of(num_tiles_ - first, kSortedTiles), groups = max_of(ceil_div(count, 32), 1),
-                      rounds = num_rounds(count), num_ctas = kIsShared ? p_.num_ctas : 1, warps = num_ctas * kWarps;
-        int shares_log2 = 0;
-        while (groups << (shares_log2 + 1) <= warps)
-            ++shares_log2;
+        const int32_t splits = lane < count ? tile.num_splits() : 0;
+        Group g{first, tile, lane + 1, count, !__any_sync(~0u, splits > 1)};
+        if (!g.whole) {
+            g.end = warp_inclusive<Sum>(splits, lane);
+            g.num_items = __shfl_sync(~0u, g.end, 31);
+        }
+        return g;
+    }
+
+    // Writers take groups one by one, or, if these are few, a share of a group's items.
+    struct Units {
+        int32_t count, groups, shares_log2;
+        __device__ int32_t group(int32_t unit) const { return unit >> shares_log2; }
+        __device__ int32_t first_item(int32_t unit) const {
+            return (unit & ((1 << shares_log2) - 1)) * 32 + threadIdx.x % 32;
+        }
+        __device__ int32_t item_step() const { return 32 << shares_log2; }
+        __device__ bool has(int32_t unit) const { return group(unit) < groups; }
+    };
+    __device__ Units units_of(int32_t count) const {
+        const int32_t groups = ceil_div(count, 32);
+        return {count, groups, max_of(log2_floor(num_writers()) - log2_floor(max_of(2 * groups - 1, 1)), 0)};
+    }
+    __device__ Group sorted_group(int32_t first, const Units& units, int32_t group) const {
+        const int32_t begin = group * 32, i = begin + threadIdx.x % 32;
+        return group_of(first + begin, min_of(units.count - begin, 32),
+                        i < units.count ? tiles_[first + i] : PlannedTile{});
+    }
+
+    // Items in shared memory, on their way to the plan: this thread's is a piece of the owner's tile.
+    struct Staged {
+        int32_t owner, split;
+        bool exists, any;
+    };
+
+    // The first items of this warp, while positions are not known yet.
+    __device__ Staged stage_ahead(int32_t first) {
+        const Units units = units_of(min_of(num_tiles_ - first, kSortedTiles));
+        const int32_t unit = writer(), item = units.first_item(unit);
+        if (!units.has(unit)) return {};
+        const Group g = sorted_group(first, units, units.group(unit));
+        if (item - static_cast<int32_t>(threadIdx.x % 32) >= g.num_items) return {};
+        return stage(g, item);
+    }
+
+    __device__ void write_groups(int32_t first, Staged staged) {
+        const Units units = units_of(min_of(num_tiles_ - first, kSortedTiles));
+        const int32_t rounds = num_rounds(units.count), lane = threadIdx.x % 32;
 #pragma unroll 1
-        for (int32_t at = threadIdx.x / 32 * num_ctas + blockIdx.x; at < groups << shares_log2; at += warps) {
-            const int32_t group = at >> shares_log2, share = at & ((1 << shares_log2) - 1), i = group * 32 + lane;
-            int32_t splits = 0, position = 0;
-            PlannedTile tile{};
-            if (i < count) {
-                tile = tiles_[first + i];
-                splits = tile.num_splits();
-                position = s_.next_item[tile.key] + s_.counts.of_warp[tile.key][group / rounds] + s_.counts.earlier[i];
+        for (int32_t unit = writer(); units.has(unit); unit += num_writers()) {
+            const int32_t group = units.group(unit), i = group * 32 + lane;
+            const Group g = sorted_group(first, units, group);
+            int32_t position = 0;
+            if (i < units.count) {
+                const int32_t warp = rounds == 1 ? group : group / rounds, key = g.tile.key;
+                position = s_.next_item[key] + s_.counts.of_warp[key][warp] + s_.counts.earlier[i];
             }
-            const bool whole = !__any_sync(~0u, splits > 1);
-            const int32_t end = whole ? lane + 1 : warp_inclusive<Sum>(splits, lane),
-                          num_items = whole ? min_of(count - group * 32, 32) : __shfl_sync(~0u, end, 31);
-#pragma unroll 1
-            for (int32_t item = share * 32 + lane; item - lane < num_items; item += 32 << shares_log2) {
-                int owner = lane;  // of the item's tile: the first lane whose end is past the item
-                if (!whole) {
-                    owner = 0;
-#pragma unroll 1
-                    for (int step = 16; step > 0; step /= 2)
-                        if (__shfl_sync(~0u, end, owner + step - 1) <= item) owner += step;
-                    tile = item < num_items ? tiles_[first + group * 32 + owner] : PlannedTile{};
-                }
-                const int32_t split = whole ? 0 : item - __shfl_sync(~0u, end - splits, owner),
-                              to = __shfl_sync(~0u, position, owner) + split;
-                write(first + group * 32 + owner, tile, split, item < num_items ? to : -1);
-            }
+            write_group(g, position, units.first_item(unit), units.item_step(), staged);
+            staged = {};
         }
     }
 
-    // A warp's items, to these positions if not negative, by way of shared memory: four threads write an item.
-    __device__ void write(int32_t t, const PlannedTile& tile, int32_t split, int32_t position) {
-        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        uint4(&staging)[kStagedItems][kItemParts] = s_.staging[warp];
-        uint4 parts[kItemParts];
-        if (position >= 0) {
-            const SequenceShape seq = shapes_[tile.seq];
-            const int32_t index = t - first_tiles_[tile.seq];
-            const WorkItem item = make_item(c_, costs_, shape_, tile.seq, seq, tile.is_decode(), index,
-                                            tile_at(c_, shape_, seq.q_len, seq.kv_len, index), split, tile.num_splits(),
-                                            tile.blocks_or_slot);
-            memcpy(parts, &item, sizeof item);
-        }
-        auto* items = reinterpret_cast<uint4*>(p_.plan + p_.layout.items);
-#pragma unroll
-        for (int half = 0; half < 32; half += kStagedItems) {
-            __syncwarp();
-            if (position >= 0 && lane / kStagedItems == half / kStagedItems)
-#pragma unroll
-                for (int part = 0; part < kItemParts; ++part)
-                    staging[lane % kStagedItems][part ^ (lane / 2 % kItemParts)] = parts[part];
-            __syncwarp();
-#pragma unroll
-            for (int from = lane / kItemParts; from < kStagedItems; from += 32 / kItemParts) {
-                const int32_t to = __shfl_sync(~0u, position, half + from), part = lane % kItemParts;
-                if (to >= 0) items[int64_t{to} * kItemParts + part] = staging[from][part ^ (from / 2 % kItemParts)];
-            }
+    // Every so many items, the first perhaps staged; `position` is that of this thread's tile.
+    __device__ void write_group(const Group& g, int32_t position, int32_t first_item, int32_t step, Staged staged) {
+        const int32_t lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (int32_t item = first_item; item - lane < g.num_items; item += step) {
+            if (!staged.any) staged = stage(g, item);
+            const int32_t to = __shfl_sync(~0u, position, staged.owner) + staged.split;
+            flush(staged.exists ? to : -1);
+            staged = {};
         }
     }
+
+    __device__ static PlannedTile shuffle(const PlannedTile& tile, int lane) {
+        uint32_t words[2];
+        memcpy(words, &tile, sizeof tile);
+        for (uint32_t& word : words)
+            word = __shfl_sync(~0u, word, lane);
+        PlannedTile result;
+        memcpy(&result, words, sizeof result);
+        return result;
+    }
+
+    __device__ Staged stage(const Group& g, int32_t item) {
+        const int lane = threadIdx.x % 32;
+        Staged staged{lane, 0, item < g.num_items, true};
+        PlannedTile tile = g.tile;
+        if (!g.whole) {
+            staged.owner = 0;  // the first lane whose end is past the item
+#pragma unroll 1
+            for (int step = 16; step > 0; step /= 2)
+                if (__shfl_sync(~0u, g.end, staged.owner + step - 1) <= item) staged.owner += step;
+            tile = shuffle(g.tile, staged.owner);
+            staged.split = item - __shfl_sync(~0u, g.end - g.tile.num_splits(), staged.owner);
+        }
+        if (staged.exists) {
+            const SequenceShape seq = shapes_[tile.seq];
+            const int32_t index = g.first + staged.owner - first_tiles_[tile.seq];
+            const WorkItem made = make_item(c_, costs_, shape_, tile.seq, seq, tile.is_decode(), index,
+                                            tile_at(c_, shape_, seq.q_len, seq.kv_len, index), staged.split,
+                                            tile.num_splits(), tile.blocks_or_slot);
+            uint4 parts[kItemParts];
+            memcpy(parts, &made, sizeof made);
+#pragma unroll
+            for (int part = 0; part < kItemParts; ++part)
+                staging()[lane][part ^ (lane / 2 % kItemParts)] = parts[part];
+        }
+        __syncwarp();
+        return staged;
+    }
+
+    // Writes what is staged to these positions, if not negative. Four threads write an item.
+    __device__ void flush(int32_t position) {
+        const int lane = threadIdx.x % 32, part = lane % kItemParts;
+        auto* items = reinterpret_cast<uint4*>(p_.plan + p_.layout.items);
+        int32_t to[kItemParts];
+        uint4 parts[kItemParts];
+#pragma unroll
+        for (int i = 0; i < kItemParts; ++i) {
+            const int from = i * (32 / kItemParts) + lane / kItemParts;
+            to[i] = __shfl_sync(~0u, position, from);
+            parts[i] = staging()[from][part ^ (from / 2 % kItemParts)];
+        }
+#pragma unroll
+        for (int i = 0; i < kItemParts; ++i)
+            if (to[i] >= 0) items[int64_t{to[i]} * kItemParts + part] = parts[i];
+        __syncwarp();
+    }
+    __device__ uint4 (&staging())[32][kItemParts] { return s_.staging[threadIdx.x / 32 % kWriters]; }
 
     // By one warp.
-    __device__ void write_header() {
+    __device__ void write_header(int32_t num_items, int32_t num_front_items) {
+        if (blockIdx.x > 0) return;
+        const int lane = threadIdx.x % 32;
         PlanHeader& header = s_.header;
-        if (threadIdx.x == 0) {
+        if (lane == 0) {
             header.magic = kPlanMagic;
-            header.num_items = num_items_;
+            header.num_items = num_items;
+            header.num_front_items = num_front_items;
             header.num_front_ctas = front_ctas_;
         }
         __syncwarp();
         constexpr int kParts = sizeof(PlanHeader) / sizeof(uint4);
-        if (threadIdx.x < kParts)
-            reinterpret_cast<uint4*>(p_.plan)[threadIdx.x] = reinterpret_cast<const uint4*>(&header)[threadIdx.x];
+        if (lane < kParts) reinterpret_cast<uint4*>(p_.plan)[lane] = reinterpret_cast<const uint4*>(&header)[lane];
     }
 
     const PlanConfig& c_;
@@ -427,7 +600,7 @@ private:
     int32_t* first_tiles_;
     PlannedTile* tiles_;
     // The same in every thread:
-    int32_t num_tiles_ = 0, num_items_ = 0, front_ctas_ = 0, most_blocks_[2] = {};
+    int32_t num_tiles_ = 0, front_ctas_ = 0, most_blocks_[2] = {};
     Totals totals_{};
 };
 

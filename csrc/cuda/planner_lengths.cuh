@@ -48,31 +48,32 @@ public:
         return g;
     }
 
-    // Of this thread's sequences of the chunk. Those past the last are empty.
-    __device__ void clamp(int32_t chunk, GivenLengths g, SequenceShape (&shapes)[kSeqsPerThread]) {
-        const bool in_order = 0 <= g.q[0] && g.q[0] <= g.q[1] && g.q[1] <= g.q[2] && g.q[2] <= c_.max_total_q &&
-                              0 <= g.k[0] && g.k[0] <= g.k[1] && g.k[1] <= g.k[2];
-        if (!__syncthreads_and(in_order) || !monotone_) clamp_offsets(chunk, g);
+    // Whether they can be taken as they are, if all threads say so.
+    __device__ bool is_in_order(const GivenLengths& g) const {
+        return monotone_ && 0 <= g.q[0] && g.q[0] <= g.q[1] && g.q[1] <= g.q[2] && g.q[2] <= c_.max_total_q &&
+               0 <= g.k[0] && g.k[0] <= g.k[1] && g.k[1] <= g.k[2];
+    }
+
+    // Of this thread's sequences, whose offsets are in order; those past the last are empty. Returns what was clamped.
+    __device__ uint32_t shapes_of(const GivenLengths& g, SequenceShape (&shapes)[kSeqsPerThread]) const {
+        uint32_t status = 0;
 #pragma unroll
         for (int i = 0; i < kSeqsPerThread; ++i) {
             SequenceShape& shape = shapes[i];
             shape = {g.q[i], g.q[i + 1] - g.q[i], g.k[i], kMaxLength};
             if (in_.cu_seqlens_k) {
                 shape.kv_len = min_of(kMaxLength, g.k[i + 1] - g.k[i]);
-                if (!in_.seqused_k && shape.kv_len < g.k[i + 1] - g.k[i]) status_ |= kStatusCuSeqlensK;
+                if (!in_.seqused_k && shape.kv_len < g.k[i + 1] - g.k[i]) status |= kStatusCuSeqlensK;
             }
             if (in_.seqused_k) {
-                shape.kv_len = varattn::clamp(g.used[i], 0, shape.kv_len);
-                if (shape.kv_len != g.used[i] && first_of_thread(chunk) + i < c_.max_seqs) status_ |= kStatusSequsedK;
+                shape.kv_len = clamp(g.used[i], 0, shape.kv_len);
+                if (shape.kv_len != g.used[i]) status |= kStatusSequsedK;
             }
         }
+        return status;
     }
 
-    // What this thread has clamped.
-    __device__ uint32_t status() const { return status_; }
-
-private:
-    // Some offset is out of order: all become the running maximum of what was given.
+    // All threads, if one's offsets are out of order: they become the running maximum of what was given.
     __device__ void clamp_offsets(int32_t chunk, GivenLengths& g) {
         constexpr int32_t kNoLimit = 0x7fffffff;
         if (monotone_) {  // until here
@@ -103,6 +104,10 @@ private:
         last_k_ = max_of(last_k_, running.total[1]);
     }
 
+    // What clamp_offsets has clamped.
+    __device__ uint32_t status() const { return status_; }
+
+private:
     const PlanConfig& c_;
     const SequenceLengths& in_;
     BlockScan<kWarps>& scan_;

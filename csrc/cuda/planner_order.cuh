@@ -24,8 +24,8 @@ struct ItemCounts {
     // A warp counts its next 32 tiles; `tile` is this thread's, `num_items` 0 if there is none.
     __device__ void add(int32_t tile, int32_t key, int32_t num_items) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const uint32_t same_key = __match_any_sync(~0u, num_items > 0 ? key : -1),
-                       lower = same_key & ((1u << lane) - 1);
+        const uint32_t same_key = __match_any_sync(~0u, num_items > 0 ? key : -1),  // lanes
+            lower = same_key & ((1u << lane) - 1);
         int32_t before = 0, all = 0;
         for (int bit = 0; bit == 0 || __any_sync(~0u, num_items >> bit); ++bit) {
             const uint32_t has_bit = __ballot_sync(~0u, num_items >> bit & 1);

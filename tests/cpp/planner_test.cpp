@@ -306,6 +306,19 @@ TEST(Planner, PlansAreReproducible) {
     EXPECT_EQ(std::memcmp(a.items(), b.items(), a.header().num_items * sizeof(WorkItem)), 0);
 }
 
+TEST(Planner, DivisorsDivide) {
+    Random random(test::first_seed());
+    for (int i = 0; i < 10000; ++i) {
+        const uint32_t by = random.chance(0.5) ? random.integer(1, 300) : random.integer(1, INT32_MAX);
+        const uint32_t near = by * static_cast<uint32_t>(random.integer(0, INT32_MAX / by));
+        for (const uint32_t x :
+             {near, near - (near > 0), uint32_t{INT32_MAX}, static_cast<uint32_t>(random.integer(0, INT32_MAX))}) {
+            ASSERT_EQ(divide(x, divisor(by)), x / by) << x << " / " << by;
+            ASSERT_EQ(ceil_divide(x, divisor(by)), (uint64_t{x} + by - 1) / by) << x << " / " << by;
+        }
+    }
+}
+
 TEST(Planner, EmptyBatches) {
     Batch none, all_empty;
     for (int i = 0; i < 5; ++i)

@@ -145,10 +145,13 @@ private:
     }
 
     bool finish_block() {
-        const Collective collective = fibers_[0].waits_for;
+        const auto first = std::find_if(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return !f.done; });
+        if (first == fibers_.end()) return false;
+        const Collective collective = first->waits_for;
         uint64_t all = 1, any = 0;
         for (const Fiber& f : fibers_) {
-            if (f.done || !is_of_block(f.waits_for)) return false;
+            if (f.done) continue;
+            if (!is_of_block(f.waits_for)) return false;
             if (f.waits_for != collective) throw std::runtime_error("a block's threads wait at different barriers");
             all &= f.value;
             any |= f.value;
