@@ -45,11 +45,11 @@ inline constexpr KernelConfig kKernelTable[kNumKernels] = {
      1000, 16},
     // The copy engine's box of Q holds whole tokens, so a group must fit a tile. At head dim 256 the accumulators leave
     // registers for blocks of 64 keys, and none for a decode mode. Decode: an SM streams about 75 GB/s, the memory 4,250.
-    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 192, 16, 128, 1, 1500, 1150, 2000,
+    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 192, 16, 128, 1, 4000, 1350, 2000,
      440, 57},
-    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1, 1500, 1250, 2000,
+    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1, 3900, 1400, 2000,
      870, 57},
-    {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 90, 100, false, true, 256, 128, 128, 0, 64, 1, 2000, 1250, 2000,
+    {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 90, 100, false, true, 256, 128, 128, 0, 64, 1, 4500, 1500, 2000,
      870, 57},
     // N halves at head dim 256 to stay within the 99 KiB of shared memory of compute capability 8.6 and 8.9.
     {kKernelPortableD64, "portable_d64", DeviceType::kCuda, 80, kAnyCapability, false, true, 64, kAnyGroup, 64, 0, 64,
@@ -71,9 +71,6 @@ inline constexpr int32_t kCpuWorkers = 16;  // what CPU plans are balanced for; 
 
 inline constexpr int32_t kDefaultNumSplits = 64;  // num_splits = 0
 inline constexpr int32_t kMaxNumSplits = 256;
-
-// Whether a kernel writes the trace of a call (trace.h).
-constexpr bool writes_trace(const KernelConfig& row) { return row.id == kKernelCpu; }
 
 bool takes_device(const KernelConfig& row, const Device& device);
 bool takes_dtype(const KernelConfig& row, DType dtype);

@@ -24,8 +24,8 @@ struct Config {
     static constexpr int kThreads = 32 * (kConsumerWarps + kProducerWarps);
     static constexpr int kTileRows = 64 * kConsumerWarpgroups;  // prefill: 64 rows a warpgroup
     static constexpr int kBlockN = kDim == 256 ? 64 : 128;
-    static constexpr bool kTakeTurns = true;
-    static constexpr int kEarlyScores = kDim == 64 ? 16 : kDim == 128 ? 48 : 24;
+    static constexpr bool kTakeTurns = kDim != 64;
+    static constexpr int kEarlyScores = kDim == 64 ? 8 : kDim == 128 ? 40 : 16;
     static constexpr int kParts = kDim / kPartDims;
     static constexpr int kQPartBytes = kTileRows * 128;  // the same rows, 64 dims further on
     static constexpr int kKvPartBytes = kBlockN * 128;
@@ -83,6 +83,7 @@ struct LaunchParams {
     int32_t has_whole;                // the `whole` maps exist: head dims are the kernel's own
     int32_t page_shift;               // log2(page_size), or -1
     int32_t q_box_rows[2];            // packed rows of a q box: prefill, decode
+    int32_t group;                    // query heads of a KV head
     uint32_t group_reciprocal;        // ceil(2^16 / group): divides the rows of a tile by the group size
     float scale_log2;                 // exponent of 2 of a score unit
     float score_scale;                // softcap: scores are tanh(score * score_scale) first; 0: no softcap

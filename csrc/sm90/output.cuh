@@ -32,9 +32,29 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return y;
 }
 
+__device__ __forceinline__ float log2_approx(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Error below 2e-7; tanh.approx has 5e-4, which a softcap of 50 would make visible.
 __device__ __forceinline__ float tanh_fast(float x) {
     return 1.f - __fdividef(2.f, exp2_approx(x * (2.f * kLog2e)) + 1.f);
+}
+
+__device__ __forceinline__ uint4 load_shared(uint32_t address) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
 }
 
 // The same number, but the compiler does not know it: or it would compute every address that depends on the thread alone
@@ -65,7 +85,7 @@ __device__ __forceinline__ Denominator finish_row(const LaunchParams& p, int hea
         sum += exp2f(sink - max_log2);
     }
     if (sum == 0.f) return {0.f, -INFINITY};
-    return {1.f / sum, (max_log2 + log2f(sum)) * kLn2};
+    return {reciprocal_approx(sum), (max_log2 + log2_approx(sum)) * kLn2};
 }
 
 // The end of a task for a consumer warp: it has written its results and leaves the item's slot.

@@ -87,9 +87,9 @@ __device__ __forceinline__ void clean_values(uint8_t* stage, const Work& w, int 
 }
 
 // The accumulated rows of a thread, written as final rows or as a split's partials. `q`: the warpgroup's 64 rows of the
-// item's Q tile, which nothing reads any more.
+// item's Q tile, which nothing reads any more; `q_empty`: its barrier.
 template <class C, int kOutGroups, int kOutRegs>
-__device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work& w, uint8_t* q,
+__device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work& w, uint8_t* q, uint64_t* q_empty,
                                               const float (&o)[kOutGroups][kOutRegs], const float (&top)[2],
                                               const float (&sum)[2], int wg, int thread) {
     using T = typename C::T;
@@ -103,7 +103,13 @@ __device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work&
         const int head_q = row_address(p, w, row + h * 8).head_q;
         denominator[h] = finish_row(p, head_q, top[h] * p.scale_log2, total, w.item.num_splits == 1);
     }
+    auto release = [&] {
+        fence_async_proxy();
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(q_empty);
+    };
     if (w.item.num_splits > 1) {
+        release();
         const Partials partials(p, w);
         const int dim = p.a.config.head_dim_v;
 #pragma unroll
@@ -140,19 +146,27 @@ __device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work&
                      : "memory");
     }
     __syncwarp();
-    constexpr int kChunks = C::kDim / 8;  // 16-byte chunks of a row
+    constexpr int kChunks = C::kDim / 8, kRows = 32 / kChunks;  // 16-byte chunks of a row; rows of a step
+    const uint32_t first_row = static_cast<uint32_t>(lane) / kChunks, chunk = static_cast<uint32_t>(lane) % kChunks;
+    const uint32_t from =
+        smem_address(tile) + chunk / 8 * C::kQPartBytes + first_row * 128 + (chunk % 8 ^ first_row) * 16;
+    T* const to = out_row<C>(p, {w.q_row, w.head_kv * p.group}) + chunk * 8;
+    const int rows_left = chunk * 8 < p.a.config.head_dim_v ? w.num_rows - wg * 64 - warp * 16 - first_row : 0;
+    uint4 x[16 / kRows];
 #pragma unroll
-    for (int i = 0; i < 16 * kChunks / 32; ++i) {
-        const int r = (i * 32 + lane) / kChunks, chunk = (i * 32 + lane) % kChunks, tile_r = wg * 64 + warp * 16 + r;
-        if (tile_r < w.num_rows && chunk * 8 < p.a.config.head_dim_v)
-            *reinterpret_cast<uint4*>(out_row<C>(p, row_address(p, w, tile_r)) + chunk * 8) =
-                *reinterpret_cast<const uint4*>(tile + chunk / 8 * C::kQPartBytes + r * 128 +
-                                                ((chunk % 8 ^ r % 8) * 16));
+    for (int i = 0; i < 16; i += kRows)
+        x[i / kRows] = load_shared((from ^ i % 8 * 16) + i * 128);
+    release();
+#pragma unroll
+    for (int i = 0; i < 16; i += kRows) {
+        const int tile_row = wg * 64 + warp * 16 + first_row + i, token = token_of_row(p, tile_row);
+        if (i < rows_left)
+            *reinterpret_cast<uint4*>(to + token * p.a.out_row_stride +
+                                      (tile_row - token * p.group) * p.a.out_head_stride) = x[i / kRows];
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h)
         if (lane % 4 == 0 && row + h * 8 < w.num_rows) write_lse(p, row_address(p, w, row + h * 8), denominator[h].lse);
-    fence_async_proxy();
 }
 
 // Attends the task in `slot` and all that are chained to it. Leaves `slot` at the last of them.
@@ -166,8 +180,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     const int lane = thread % 32, row = wg * 64 + thread / 32 % 4 * 16 + lane / 4;  // and row + 8
 
     constexpr int kEarly = C::kEarlyScores;
-    // Without a first value the assembler takes the accumulators as live all through the loop over items, decode included,
-    // which then spills.
+    // Zeroed before each task. Without that the assembler takes the accumulators as live all through the loop over tasks,
+    // decode included, which then spills.
     float o[kOutGroups][kOutRegs] = {};
     float s[kScores];
     uint32_t prob[kScores / 2];
@@ -190,13 +204,22 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     auto await_block = [&](const RingPosition<C::kStages>& at) {
         mbarrier_wait(&sm.kv_full[at.stage], at.full_parity());
     };
+    auto await_round = [&] {
+        await_block(kv);
+        await_block(kv.next());
+    };
     auto release = [&](int stage) {
         if (lane == 0) mbarrier_arrive(&sm.kv_empty[stage]);
     };
 
-    auto multiply_keys = [&](int stage) {  // s = q k^T
-        const uint64_t q_desc = swizzle128_descriptor(warp_uniform(smem_address(q_tile(q_slot.stage))), 1024);
-        const uint64_t k_desc = swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024);
+    auto q_descriptor = [&] { return swizzle128_descriptor(warp_uniform(smem_address(q_tile(q_slot.stage))), 1024); };
+    auto k_descriptor = [&](int stage) {
+        return swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024);
+    };
+    auto v_descriptor = [&](int stage) {
+        return swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024, C::kKvPartBytes);
+    };
+    auto multiply_keys = [&](uint64_t q_desc, uint64_t k_desc) {  // s = q k^T
         wgmma_fence();
 #pragma unroll
         for (int kk = 0; kk < C::kDim / 16; ++kk)
@@ -204,20 +227,17 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
                         advance(k_desc, kk / 4 * C::kKvPartBytes + kk % 4 * 32), kk > 0);
         wgmma_commit();
     };
-    auto multiply_values = [&](int stage, bool accumulate) {  // o (+)= prob v
+    auto multiply_values = [&](uint64_t v_desc) {  // o += prob v
         pin_registers(prob);
 #pragma unroll
         for (int g = 0; g < kOutGroups; ++g)
             pin_registers(o[g]);
         wgmma_fence();
 #pragma unroll
-        for (int g = 0; g < kOutGroups; ++g) {
-            const uint64_t v_desc = swizzle128_descriptor(
-                warp_uniform(smem_address(sm.kv[stage]) + g * 2 * C::kKvPartBytes), 1024, C::kKvPartBytes);
+        for (int g = 0; g < kOutGroups; ++g)
 #pragma unroll
             for (int kk = 0; kk < C::kBlockN / 16; ++kk)
-                wgmma_rs<T>(o[g], prob + kk * 4, advance(v_desc, kk * 2048), accumulate || kk > 0);
-        }
+                wgmma_rs<T>(o[g], prob + kk * 4, advance(v_desc, g * 2 * C::kKvPartBytes + kk * 2048), true);
         wgmma_commit();
     };
     auto await_keys = [&](int stage, auto pending) {
@@ -295,60 +315,56 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
 
     // Multiplies the probabilities of one block by its values, and makes those of the next, which is `block`. The stages at
     // `kv`: K of the next, V of the one.
-    auto round = [&](bool accumulate, auto same_task) {
+    auto round = [&](auto same_task) {
         const RingPosition<C::kStages> v_at = kv.next();
+        const uint64_t q_desc = q_descriptor(), k_desc = k_descriptor(kv.stage), v_desc = v_descriptor(v_at.stage);
         take_turn();
-        multiply_keys(kv.stage);
-        multiply_values(v_at.stage, accumulate);
+        multiply_keys(q_desc, k_desc);
+        multiply_values(v_desc);
         pass_turn();
         await_keys(kv.stage, std::integral_constant<int, 1>{});
         finish_scores();
         kv = v_at.next();
-        if constexpr (decltype(same_task)::value) {
-            float block_sum[2] = {0.f, 0.f};
-            float early[kEarly], x[kScores - kEarly];
-            softmax.template exponentiate<0, kEarly>(s, p.scale_log2, early, block_sum);
-            if (block > last_block) await_block(kv);
-            await_values(v_at.stage);
-            if (block > last_block) await_block(kv.next());
-            pack(early, 0);
-            softmax.template exponentiate<kEarly, kScores - kEarly>(s, p.scale_log2, x, block_sum);
-            pack(x, kEarly);
+        if constexpr (!decltype(same_task)::value) begin_softmax();
+        float block_sum[2] = {0.f, 0.f};
+        float early[kEarly], late[kScores - kEarly];
+        softmax.template exponentiate<0, kEarly>(s, p.scale_log2, early, block_sum);
+        if (block > last_block) await_block(kv);
+        await_values(v_at.stage);
+        if (block > last_block) await_block(kv.next());
+        pack(early, 0);
+        softmax.template exponentiate<kEarly, kScores - kEarly>(s, p.scale_log2, late, block_sum);
+        pack(late, kEarly);
+        if constexpr (decltype(same_task)::value)
             if (__any_sync(~0u, softmax.is_late(0, block_sum) || softmax.is_late(1, block_sum))) mend(block_sum);
-            softmax.sum[0] += block_sum[0];
-            softmax.sum[1] += block_sum[1];
-        } else {
-            begin_softmax();
-            await_values(v_at.stage);
-            finish_block(softmax.sum);
-        }
+        softmax.sum[0] += block_sum[0];
+        softmax.sum[1] += block_sum[1];
     };
     auto write = [&](const Work& done, int q_stage, const RowSoftmax<T, kScores>& sums) {
-        write_prefill<C>(p, done, q_tile(q_stage), o, sums.top, sums.sum, wg, opaque(thread));
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive(&sm.q_empty[q_stage]);
+        write_prefill<C>(p, done, q_tile(q_stage), &sm.q_empty[q_stage], o, sums.top, sums.sum, wg, opaque(thread));
+#pragma unroll
+        for (int g = 0; g < kOutGroups; ++g)
+#pragma unroll
+            for (int i = 0; i < kOutRegs; ++i)
+                o[g][i] = 0.f;
     };
 
     begin_task();
     await_block(kv);
     take_turn();
-    multiply_keys(kv.stage);
+    multiply_keys(q_descriptor(), k_descriptor(kv.stage));
     pass_turn();
     await_keys(kv.stage, std::integral_constant<int, 0>{});
     kv.advance();
     finish_scores();
     begin_softmax();
     finish_block(softmax.sum);
+    if (block > last_block) await_round();
     for (;;) {
-        bool accumulate = false;
-        if (block > last_block) {
-            clean(task(), kv.next());
-            await_block(kv);
-            await_block(kv.next());
-        }
-        for (; block > last_block; accumulate = true) {
+        if (block > last_block) clean(task(), kv.next());
+        while (block > last_block) {
             --block;
-            round(accumulate, std::true_type{});
+            round(std::true_type{});
         }
         // The probabilities are those of the last block.
         const RingPosition<kItemSlots> next_slot = slot.next();
@@ -362,7 +378,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         q_slot.advance();
         if (!chained) {
             await_block(kv);
-            multiply_values(kv.stage, accumulate);
+            multiply_values(v_descriptor(kv.stage));
             await_values(kv.stage);
             kv.advance();
             write(task(), done_q, softmax);
@@ -371,9 +387,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         const RowSoftmax<T, kScores> done_softmax = softmax;
         slot = next_slot;
         begin_task();
-        await_block(kv);
-        await_block(kv.next());
-        round(accumulate, std::false_type{});
+        await_round();
+        round(std::false_type{});
         write(sm.work[done_slot], done_q, done_softmax);
         end_task(p, sm, done_slot, thread);
     }

@@ -17,7 +17,8 @@ using namespace device;
 
 // Takes tasks from the end of the queue that the plan assigns to this CTA, and publishes them. The first one is known from
 // the plan. Each next one is popped while the last blocks of the one before are copied: early enough to hide two trips to
-// memory, late enough to leave it to a CTA that is free sooner.
+// memory, late enough to leave it to a CTA that is free sooner. Short tasks end before the trips do, so during those the
+// task after the next one is popped as well.
 template <class C>
 struct Scheduler {
     struct Task {
@@ -31,7 +32,7 @@ struct Scheduler {
     const int lane;
     uint32_t num_tasks, num_front_items, num_front_ctas;
     bool from_front;
-    enum { kNone, kPopped, kFetched } next = kNone;
+    bool has_popped = false, has_next = false;
     unsigned long long popped;  // the answer is in flight
     int32_t word;               // of the next Work, the one at `lane`
     RingPosition<kItemSlots> slot;
@@ -49,16 +50,17 @@ struct Scheduler {
 
     __device__ __forceinline__ void pop() {
         if (lane == 0) popped = atomicAdd(&queue().popped, from_front ? 1ull : 1ull << 32);
-        next = kPopped;
+        has_popped = true;
     }
     // Of the task that was popped after the first ones, which took no atomic.
     __device__ __forceinline__ void fetch_popped() {
+        has_popped = false;
         const unsigned long long at = __shfl_sync(~0u, popped, 0);
         fetch(num_front_ctas + static_cast<uint32_t>(at), gridDim.x - num_front_ctas + static_cast<uint32_t>(at >> 32));
     }
     // Starts to load the item of the task that was popped after `front` others from the front and `back` from the back.
     __device__ __forceinline__ void fetch(uint32_t front, uint32_t back) {
-        next = kFetched;
+        has_next = true;
         word = -1;
         if (front + back >= num_tasks) return;
         const Task task = locate(from_front ? front : num_tasks - 1 - back);
@@ -66,12 +68,10 @@ struct Scheduler {
         const auto* item = reinterpret_cast<const int32_t*>(items) + int64_t{task.item} * kItemWords;
         word = lane < kItemWords ? item[lane] : lane == kItemWords ? task.item : task.head_kv;
     }
-    // To be called before each block of an item is copied.
-    __device__ __forceinline__ void prepare(int blocks_left) {
-        if (next == kNone && blocks_left <= 4)
-            pop();
-        else if (next == kPopped && blocks_left <= 2)
-            fetch_popped();
+    // To be called after each block of a task is copied.
+    __device__ __forceinline__ void prepare(int blocks_left, bool is_short) {
+        if (has_popped && !has_next && (blocks_left <= 2 || is_short)) fetch_popped();
+        if (!has_popped && (has_next ? is_short : blocks_left <= 4)) pop();
     }
     // The task at a position of the queue. The heads of a decode item are neighbours in the queue, since their keys are
     // neighbours in memory. Prefill items come in sections of as few heads as fill the GPU twice, so that the tiles that
@@ -90,8 +90,8 @@ struct Scheduler {
     }
     // Publishes the next item, or the end.
     __device__ __forceinline__ void publish() {
-        if (next == kNone) pop();
-        if (next == kPopped) fetch_popped();
+        if (!has_next && !has_popped) pop();
+        if (!has_next) fetch_popped();
         mbarrier_wait(&sm.item_empty[slot.stage], slot.empty_parity());
         Work& to = sm.work[slot.stage];
         if (lane < kItemWords + 2) reinterpret_cast<int32_t*>(&to)[lane] = word;
@@ -105,7 +105,7 @@ struct Scheduler {
             mbarrier_arrive(&sm.item_full[slot.stage]);
         }
         slot.advance();
-        next = kNone;
+        has_next = false;
     }
     // The last CTA to leave restores the queue.
     __device__ __forceinline__ void leave() {
@@ -160,7 +160,7 @@ __device__ __forceinline__ void load_q(const LaunchParams& p, SharedMemory<C>& s
 #pragma unroll
         for (int part = 0; part < C::kParts; ++part)
             tma_load_3d(smem_address(sm.q[slot.stage]) + part * C::kQPartBytes, w.decode ? &p.q_decode : &p.q_prefill,
-                        full, part * kPartDims, w.head_kv * group_size(p.a.config), w.q_row);
+                        full, part * kPartDims, w.head_kv * p.group, w.q_row);
     }
     __syncwarp();
     slot.advance();
@@ -221,12 +221,12 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
                                        : find_box(p, w, block * C::kBlockN + (first_box + lane % boxes) * p.box_rows);
         };
         BoxStart next = find_boxes(w.block_end - 1), now = next;
-        if (is_scheduler) load_q<C>(p, sm, w, q_slot);
+        // A Q slot that still holds the last output but one must not keep back the first keys of a short prefill.
+        if (is_scheduler && w.decode) load_q<C>(p, sm, w, q_slot);
         // Prefill wants 64-dim parts of all keys one after the other; decode takes them box by box.
         const bool whole = p.has_whole && (w.decode || num_boxes == 1);
         int left = 0;  // blocks of `now`
         for (int block = w.block_end - 1; block >= first_block; --block, --left) {
-            if (is_scheduler) scheduler.prepare(block - first_block + 1);
             if (left == 0) {
                 now = check_page(p, next);
                 next = find_boxes(block - group);
@@ -234,7 +234,9 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
             }
             const BlockSource source{now, (group - left) * boxes, w.head_kv, whole, w.decode};
             copy(source, &p.k, &p.k_whole);
+            if (is_scheduler && !w.decode && block == w.block_end - 1) load_q<C>(p, sm, w, q_slot);
             copy_late_v();
+            if (is_scheduler) scheduler.prepare(block - first_block + 1, w.num_blocks <= 4);
             late_v = source;
             has_late_v = true;
         }

@@ -13,7 +13,7 @@ template <class C>
 __device__ __forceinline__ uint32_t clip_work(const LaunchParams& p, Work& w) {
     const PlanConfig& c = p.a.config;
     const WorkItem item = w.item;
-    const int32_t group = group_size(c), token = item.row_begin / group;
+    const int32_t group = p.group, token = item.row_begin / group;
     w.decode = C::kHasDecode && (item.flags & kItemDecode);
     w.q_row = item.q_begin + token;
     w.diagonal = item.kv_len - item.q_len + token;
@@ -56,8 +56,8 @@ struct RowAddress {
     int32_t q_row, head_q;
 };
 __device__ __forceinline__ RowAddress row_address(const LaunchParams& p, const Work& w, int32_t row) {
-    const int32_t group = group_size(p.a.config), token = token_of_row(p, row);
-    return {w.q_row + token, w.head_kv * group + row - token * group};
+    const int32_t token = token_of_row(p, row);
+    return {w.q_row + token, w.head_kv * p.group + row - token * p.group};
 }
 
 }  // namespace varattn::sm90

@@ -69,8 +69,7 @@ def mha_varlen(
         lse: (num_heads_q, total_q) float32, to write to; only with out.
         return_lse: also return the LSE.
         leave_padding: don't write rows of out and lse that belong to no sequence.
-        trace: a buffer of varattn.timeline.trace_buffer(), into which the call writes what ran where, and when. Kernels
-            that write none refuse it.
+        trace: a buffer of varattn.timeline.trace_buffer(), into which the call writes what ran where, and when.
 
     Returns:
         out, or (out, lse): lse is the natural log of the softmax denominator, the sink included. A query that sees no

@@ -138,7 +138,6 @@ TEST_F(Params, CudaTakesAlignedVectorsOnly) {
         {"k_page_stride: got 1025; takes a multiple of 8", [](auto& x) { x.k_page_stride = 1025; }},
         {"v_head_stride: got 36; takes a multiple of 8", [](auto& x) { x.v_head_stride = 36; }},
         {"out_head_stride: got 33; takes a multiple of 8", [](auto& x) { x.out_head_stride = 33; }},
-        {"trace: got a buffer, for the kernel portable_d64; takes null", [](auto& x) { x.trace = memory; }},
     };
     for (const BadParam& bad : bad_params) {
         AttentionParams broken = p;
