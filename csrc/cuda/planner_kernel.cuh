@@ -5,83 +5,29 @@
 // It needs no CUDA header: tests/cpp/device_planner_test.cpp runs it on a CPU.
 #pragma once
 
-#include <cstring>
+#include <cstddef>
 
-#include "cuda/planner_order.cuh"
+#include "cuda/planner_items.cuh"
+#include "cuda/planner_lengths.cuh"
 
 namespace varattn::planner {
 
-struct alignas(8) PlannedTile {
-    uint32_t seq : 24, key : 8;  // order key; of a decode from kNumOrderKeys / 2
-    // Blocks (2^24 are a block less, which changes nothing); once splits are chosen, the first slot of a split tile.
-    uint32_t blocks_or_slot : 24, more_splits : 8;
-    __device__ bool is_decode() const { return key >= kNumOrderKeys / 2; }
-    __device__ int32_t num_splits() const { return static_cast<int32_t>(more_splits) + 1; }
-};
-static_assert(sizeof(PlannedTile) == kTileScratchWords * 4);
-static_assert(kMaxSeqs <= 1 << 24 && kMaxNumSplits <= 256 && kArrivalCounters < 1 << 24 && kNumOrderKeys == 256);
-constexpr int32_t kMaxTileBlocks = (1 << 24) - 1;
-
-// Up to here, lists are kept in shared memory.
-constexpr int kSharedSeqs = kChunkSeqs, kSharedTiles = kSortedTiles;
-
-struct PlannerParams {
-    PlanConfig config;
-    CostModel costs;
-    TileShape shape;
-    SequenceLengths lengths;
-    PlanLayout layout;
-    char* plan;
-    int32_t num_ctas;
-};
-
-// CTAs of the launch: so many that each warp has few items to write.
-inline int32_t num_ctas(const PlanConfig& c) {
-    if (c.max_seqs > kSharedSeqs) return 1;
-    return max_tiles(c) <= 1024 ? 4 : max_tiles(c) <= 2048 ? 8 : 16;
-}
-
-constexpr int kItemParts = sizeof(WorkItem) / sizeof(uint4);
-// Warps of a CTA that write items, that try targets, and the one that writes the header of a batch of few tiles.
-constexpr int kWriters = 8, kFewHeaderWarp = kWriters - 1, kTargetWarps = 8;
-static_assert(kNumWaveTargets <= kTargetWarps && kTargetWarps == kWriters && kWarps % kTargetWarps == 0);
-
-struct SharedMemory {
-    SequenceShape shapes[kSharedSeqs];
-    int32_t first_tiles[kSharedSeqs];
-    PlannedTile tiles[kSharedTiles];
-    ItemCounts counts;
-    uint4 staging[kWriters][32][kItemParts];  // a warp's items on their way to memory
-    int32_t next_item[kNumOrderKeys];         // position of the key's next item
-    BlockScan<kWarps>::Buffer scan;
-    uint32_t sums[5][kWarps];                 // see Totals
-    int32_t wave_pieces[2][kNumWaveTargets];  // pieces that each target would make
-    PlanHeader header;
-};
-static_assert(sizeof(SharedMemory) <= 98 * 1024, "compute capability 8.6 has 99 KiB for a CTA");
+constexpr int kFewTiles = 32, kFewWarps = kWriters;  // batches that every warp can plan for itself, and warps that do
+constexpr int kTargetWarps = 8;                      // a team, of which each tries a target
+static_assert(kNumWaveTargets <= kTargetWarps && kTargetWarps <= kFewWarps && kWarps % kTargetWarps == 0);
 
 template <bool kIsShared>  // where the lists are
 class Planner {
 public:
     __device__ Planner(const PlannerParams& p, SharedMemory& s)
-        : c_(p.config), costs_(p.costs), shape_(p.shape), p_(p), s_(s), scan_(s.scan) {
-        if constexpr (kIsShared) {
-            shapes_ = s.shapes;
-            first_tiles_ = s.first_tiles;
-            tiles_ = s.tiles;
-        } else {
-            shapes_ = reinterpret_cast<SequenceShape*>(p.plan + p.layout.seqs);
-            first_tiles_ = reinterpret_cast<int32_t*>(shapes_ + c_.max_seqs);
-            tiles_ = reinterpret_cast<PlannedTile*>(p.plan + p.layout.tiles);
-        }
-    }
+        : c_(p.config), costs_(p.costs), shape_(p.shape), p_(p), s_(s), scan_(s.scan), lists_(p, s) {}
 
     // False if there are too many tiles for shared memory.
     __device__ bool run() {
         if (!read_lengths()) return false;
         __syncthreads();
-        if (num_tiles_ <= 32) {
-            if (threadIdx.x / 32 < kWriters) plan_few();
+        if (lists_.num_tiles <= kFewTiles) {
+            if (threadIdx.x / 32 < kFewWarps) plan_few();
             return true;
         }
         cut_tiles();
@@ -124,8 +70,8 @@ private:
 #pragma unroll
             for (int i = 0; i < kSeqsPerThread; ++i) {
                 if (seq + i < c_.max_seqs) {
-                    shapes_[seq + i] = shapes[i];
-                    first_tiles_[seq + i] = first;
+                    lists_.shapes[seq + i] = shapes[i];
+                    lists_.first_tiles[seq + i] = first;
                     if (seq + i == 0) s_.header.q_begin = shapes[i].q_begin;
                     if (seq + i == c_.max_seqs - 1) s_.header.q_end = shapes[i].q_begin + shapes[i].q_len;
                 }
@@ -135,7 +81,7 @@ private:
         }
         status |= reader.status();
         if (status) atomicOr(&s_.header.status, status);
-        num_tiles_ = tiles;
+        lists_.num_tiles = tiles;
         return true;
     }
 
@@ -146,7 +92,7 @@ private:
         if (all <= kAlone)
 #pragma unroll 1
             for (int32_t i = 0; i < all; ++i)
-                tiles_[first + i] = {static_cast<uint32_t>(seq + (i >= count[0])), 0, 0, 0};
+                lists_.tiles[first + i] = {static_cast<uint32_t>(seq + (i >= count[0])), 0, 0, 0};
 #pragma unroll 1
         for (uint32_t shared = __ballot_sync(~0u, all > kAlone); shared != 0; shared &= shared - 1) {
             const int lane = __ffs(shared) - 1;
@@ -154,7 +100,7 @@ private:
                           its_count = __shfl_sync(~0u, count[0], lane), its_all = __shfl_sync(~0u, all, lane);
 #pragma unroll 1
             for (int32_t i = threadIdx.x % 32; i < its_all; i += 32)
-                tiles_[its_first + i] = {static_cast<uint32_t>(its_seq + (i >= its_count)), 0, 0, 0};
+                lists_.tiles[its_first + i] = {static_cast<uint32_t>(its_seq + (i >= its_count)), 0, 0, 0};
         }
     }
 
@@ -163,15 +109,15 @@ private:
         uint32_t sums[3] = {};  // blocks of prefills, of decodes; decodes
         uint32_t most[2] = {};
 #pragma unroll 1
-        for (int32_t t = threadIdx.x; t < num_tiles_; t += kThreads) {
-            PlannedTile tile = tiles_[t];
-            const SequenceShape seq = shapes_[tile.seq];
+        for (int32_t t = threadIdx.x; t < lists_.num_tiles; t += kThreads) {
+            PlannedTile tile = lists_.tiles[t];
+            const SequenceShape seq = lists_.shapes[tile.seq];
             const bool decode = is_decode(shape_, seq.q_len);
             const Range blocks = cut(t, tile, seq).blocks;
             const int32_t num_blocks = blocks.end - blocks.begin;
             tile.key = order_key(costs_, decode, num_blocks);
             tile.blocks_or_slot = min_of(num_blocks, kMaxTileBlocks);
-            tiles_[t] = tile;
+            lists_.tiles[t] = tile;
             const uint32_t priced = min_of(num_blocks, kMaxPricedBlocks);
             sums[0] += decode ? 0 : priced;
             sums[1] += decode ? priced : 0;
@@ -193,7 +139,7 @@ private:
             all[i] = i < 3 ? __reduce_add_sync(~0u, of_warp) : __reduce_max_sync(~0u, of_warp);
         }
         const auto decodes = static_cast<int32_t>(all[2]);
-        totals_ = {{all[0], all[1]}, {num_tiles_ - decodes, decodes}};
+        totals_ = {{all[0], all[1]}, {lists_.num_tiles - decodes, decodes}};
         most_blocks_[0] = static_cast<int32_t>(all[3]);
         most_blocks_[1] = static_cast<int32_t>(all[4]);
     }
@@ -201,13 +147,13 @@ private:
     // A batch of few tiles: each warp has them all, a tile a thread, and plans for itself.
     __device__ void plan_few() {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const bool exists = lane < num_tiles_;
+        const bool exists = lane < lists_.num_tiles;
         PlannedTile tile{};
         bool decode = false;
         int32_t num_blocks = 0, its_segments = 0, rows = 0;
         if (exists) {
-            tile = tiles_[lane];
-            const SequenceShape seq = shapes_[tile.seq];
+            tile = lists_.tiles[lane];
+            const SequenceShape seq = lists_.shapes[tile.seq];
             decode = is_decode(shape_, seq.q_len);
             const Tile its = cut(lane, tile, seq);
             num_blocks = its.blocks.end - its.blocks.begin;
@@ -216,7 +162,7 @@ private:
         }
         const uint32_t priced = min_of(num_blocks, kMaxPricedBlocks);
         const int32_t decodes = __popc(__ballot_sync(~0u, decode));
-        totals_.tiles[0] = num_tiles_ - decodes;
+        totals_.tiles[0] = lists_.num_tiles - decodes;
         totals_.tiles[1] = decodes;
 #pragma unroll
         for (int kind = 0; kind < 2; ++kind) {
@@ -244,7 +190,7 @@ private:
                 tile.blocks_or_slot = end - slots;
                 tile.more_splits = splits - 1;
             }
-            if (warp == kFewHeaderWarp) {
+            if (warp == kFewWarps - 1) {
                 const int32_t partial_rows = __reduce_add_sync(~0u, splits > 1 ? slots * rows : 0);
                 s_.header.num_split_tiles = __popc(__ballot_sync(~0u, splits > 1));
                 s_.header.num_partial_rows = partial_rows;
@@ -255,21 +201,19 @@ private:
         const int32_t items = exists ? splits : 0, place = tile.key * 32 + lane;
         int32_t position = 0;
 #pragma unroll 4
-        for (int other = 0; other < num_tiles_; ++other) {
+        for (int other = 0; other < lists_.num_tiles; ++other) {
             const int32_t its = __shfl_sync(~0u, place << 16 | items, other);
             if (its >> 16 < place) position += its & 0xffff;
         }
-        const Units units = units_of(num_tiles_);
-        if (units.has(writer()))
-            write_group(group_of(0, num_tiles_, tile), position, units.first_item(writer()), units.item_step(), {});
-        if (warp == kFewHeaderWarp) {
+        ItemWriter<kIsShared>(p_, s_, lists_, kFewWarps).write_only(tile, position);
+        if (warp == kFewWarps - 1) {
             const int32_t front_items = __reduce_add_sync(~0u, decode ? 0 : items);
             write_header(__reduce_add_sync(~0u, items), front_items);
         }
     }
 
     __device__ Tile cut(int32_t t, const PlannedTile& tile, const SequenceShape& seq) const {
-        return tile_at(c_, shape_, seq.q_len, seq.kv_len, t - first_tiles_[tile.seq]);
+        return tile_at(c_, shape_, seq.q_len, seq.kv_len, t - lists_.first_tiles[tile.seq]);
     }
 
     // Shares of the CTAs, and the most cost of a piece at each end. False if no tile has more. `count_pieces` counts those that
@@ -322,9 +266,9 @@ private:
         auto count_pieces = [&](int32_t prefill_target, int32_t decode_target, int32_t (&pieces)[2]) {
             pieces[0] = pieces[1] = 0;
 #pragma unroll 1
-            for (int32_t t = threadIdx.x / (32 * kTargetWarps) * 32 + threadIdx.x % 32; t < num_tiles_;
+            for (int32_t t = threadIdx.x / (32 * kTargetWarps) * 32 + threadIdx.x % 32; t < lists_.num_tiles;
                  t += kThreads / kTargetWarps) {
-                const PlannedTile tile = tiles_[t];
+                const PlannedTile tile = lists_.tiles[t];
                 const bool decode = tile.is_decode();
                 const int32_t n =
                     splits_of(c_, cost_of(tile), segments(t, tile), decode ? decode_target : prefill_target);
@@ -340,7 +284,7 @@ private:
     // Blocks are segments, but for batch invariance.
     __device__ int32_t segments(int32_t t, const PlannedTile& tile) const {
         if (shape_.segment_log2 == 0) return tile.blocks_or_slot;
-        return segments_of(shape_, cut(t, tile, shapes_[tile.seq]).blocks);
+        return segments_of(shape_, cut(t, tile, lists_.shapes[tile.seq]).blocks);
     }
     __device__ int32_t cost_of(const PlannedTile& t) const {
         return item_cost(costs_, t.is_decode(), t.blocks_or_slot);
@@ -351,13 +295,13 @@ private:
     __device__ void place_pieces(const int32_t (&targets)[2]) {
         int32_t before[2] = {};  // the chunk
 #pragma unroll 1
-        for (int32_t chunk = 0; chunk < num_tiles_; chunk += kThreads) {
+        for (int32_t chunk = 0; chunk < lists_.num_tiles; chunk += kThreads) {
             const int32_t t = chunk + threadIdx.x;
             PlannedTile tile{};
             bool decode = false;
             int32_t its_segments = 0, splits = 1, slots = 0;
-            if (t < num_tiles_) {
-                tile = tiles_[t];
+            if (t < lists_.num_tiles) {
+                tile = lists_.tiles[t];
                 decode = tile.is_decode();
                 its_segments = segments(t, tile);
                 splits = splits_of(c_, cost_of(tile), its_segments, decode ? targets[1] : targets[0]);
@@ -373,8 +317,8 @@ private:
             tile.key = order_key(costs_, decode, largest);
             tile.more_splits = splits - 1;
             tile.blocks_or_slot = first_slot;
-            tiles_[t] = tile;
-            const Range rows = rows_at(shape_, shapes_[tile.seq].q_len, t - first_tiles_[tile.seq]);
+            lists_.tiles[t] = tile;
+            const Range rows = rows_at(shape_, lists_.shapes[tile.seq].q_len, t - lists_.first_tiles[tile.seq]);
             atomicAdd(&s_.header.num_split_tiles, 1);
             atomicAdd(&s_.header.num_partial_rows, slots * (rows.end - rows.begin));
         }
@@ -383,16 +327,19 @@ private:
     // Sorts tiles, as many as counters take at a time. If that is not all, they are counted first.
     __device__ void write_items() {
         int32_t items = 0;  // of this thread's key
-        const bool at_once = kIsShared || num_tiles_ <= kSortedTiles;
+        const bool at_once = kIsShared || lists_.num_tiles <= kSortedTiles;
 #pragma unroll 1
-        for (int32_t first = 0; !at_once && first < num_tiles_; first += kSortedTiles)
+        for (int32_t first = 0; !at_once && first < lists_.num_tiles; first += kSortedTiles)
             items += count_items(first);
         int32_t position = 0, num_items = 0;
+        // Not the warps that sum up the keys, if others suffice: these make items meanwhile.
+        constexpr int kTeam = kIsShared ? kWriters : kWarps;
+        const bool writes = threadIdx.x / 32 + kTeam >= kWarps;
+        ItemWriter<kIsShared> writer(p_, s_, lists_, kTeam);
 #pragma unroll 1
-        for (int32_t first = 0; first < num_tiles_; first += kSortedTiles) {
-            const int32_t here = count_items(first);
-            Staged staged{};  // meanwhile
-            if (is_writer()) staged = stage_ahead(first);
+        for (int32_t first = 0; first < lists_.num_tiles; first += kSortedTiles) {
+            const int32_t here = count_items(first), num_tiles = num_sorted(first);
+            const StagedItem staged = writes ? writer.stage_ahead(first, num_tiles) : StagedItem{};
             if (first == 0) {
                 const int32_t of_key[1] = {at_once ? here : items};
                 const auto sum = scan_.template exclusive<Sum>(of_key);
@@ -403,176 +350,32 @@ private:
             if (threadIdx.x < kNumOrderKeys) s_.next_item[threadIdx.x] = position;
             position += here;
             __syncthreads();
-            if (is_writer()) write_groups(first, staged);
+            if (writes) writer.write_sorted(first, num_tiles, staged);
             if (!kIsShared) __syncthreads();
         }
         if (threadIdx.x < 32) write_header(num_items, s_.header.num_front_items);
     }
 
-    // Of kSortedTiles tiles. Returns the items of this thread's key.
+    __device__ int32_t num_sorted(int32_t first) const { return min_of(lists_.num_tiles - first, kSortedTiles); }
+
+    // Of the tiles that are sorted at a time. Returns the items of this thread's key.
     __device__ int32_t count_items(int32_t first) {
         if (!kIsShared) {
             __syncthreads();
             s_.counts.clear();
             __syncthreads();
         }
-        const int32_t count = min_of(num_tiles_ - first, kSortedTiles), rounds = num_rounds(count);
+        const int32_t num_tiles = num_sorted(first), rounds = ItemCounts::num_rounds(num_tiles);
+        const int32_t lane = threadIdx.x % 32, begin = threadIdx.x / 32 * rounds * 32,
+                      end = min_of(begin + rounds * 32, num_tiles);
 #pragma unroll 1
-        for (int round = 0; round < rounds; ++round) {
-            const int32_t i = (threadIdx.x / 32 * rounds + round) * 32 + threadIdx.x % 32;
-            if (i - static_cast<int32_t>(threadIdx.x % 32) >= count) break;
-            const PlannedTile tile = i < count ? tiles_[first + i] : PlannedTile{};
-            s_.counts.add(i, tile.key, i < count ? tile.num_splits() : 0);
+        for (int32_t i = begin + lane; i - lane < end; i += 32) {
+            const PlannedTile tile = i < end ? lists_.tiles[first + i] : PlannedTile{};
+            s_.counts.add(i, tile.key, i < end ? tile.num_splits() : 0);
         }
         __syncthreads();
         return threadIdx.x < kNumOrderKeys ? s_.counts.sum_up(threadIdx.x) : 0;
     }
-    __device__ static int32_t num_rounds(int32_t count) { return max_of(ceil_div(count, kThreads), 1); }
-
-    // Some warps of all CTAs write items: not those that sum up the keys, whom they would keep waiting.
-    __device__ static bool is_writer() { return threadIdx.x / 32 >= kWarps - kWriters; }
-    __device__ int32_t num_writers() const { return kIsShared ? p_.num_ctas * kWriters : kWriters; }
-    __device__ int32_t writer() const { return threadIdx.x / 32 % kWriters * (num_writers() / kWriters) + blockIdx.x; }
-
-    // A warp's 32 tiles, whose items it writes.
-    struct Group {
-        int32_t first;
-        PlannedTile tile;        // this thread's
-        int32_t end, num_items;  // items up to the end of this thread's tile; all of them
-        bool whole;
-    };
-    __device__ Group group_of(int32_t first, int32_t count, const PlannedTile& tile) const {
-        const int lane = threadIdx.x % 32;
-        const int32_t splits = lane < count ? tile.num_splits() : 0;
-        Group g{first, tile, lane + 1, count, !__any_sync(~0u, splits > 1)};
-        if (!g.whole) {
-            g.end = warp_inclusive<Sum>(splits, lane);
-            g.num_items = __shfl_sync(~0u, g.end, 31);
-        }
-        return g;
-    }
-
-    // Writers take groups one by one, or, if these are few, a share of a group's items.
-    struct Units {
-        int32_t count, groups, shares_log2;
-        __device__ int32_t group(int32_t unit) const { return unit >> shares_log2; }
-        __device__ int32_t first_item(int32_t unit) const {
-            return (unit & ((1 << shares_log2) - 1)) * 32 + threadIdx.x % 32;
-        }
-        __device__ int32_t item_step() const { return 32 << shares_log2; }
-        __device__ bool has(int32_t unit) const { return group(unit) < groups; }
-    };
-    __device__ Units units_of(int32_t count) const {
-        const int32_t groups = ceil_div(count, 32);
-        return {count, groups, max_of(log2_floor(num_writers()) - log2_floor(max_of(2 * groups - 1, 1)), 0)};
-    }
-    __device__ Group sorted_group(int32_t first, const Units& units, int32_t group) const {
-        const int32_t begin = group * 32, i = begin + threadIdx.x % 32;
-        return group_of(first + begin, min_of(units.count - begin, 32),
-                        i < units.count ? tiles_[first + i] : PlannedTile{});
-    }
-
-    // Items in shared memory, on their way to the plan: this thread's is a piece of the owner's tile.
-    struct Staged {
-        int32_t owner, split;
-        bool exists, any;
-    };
-
-    // The first items of this warp, while positions are not known yet.
-    __device__ Staged stage_ahead(int32_t first) {
-        const Units units = units_of(min_of(num_tiles_ - first, kSortedTiles));
-        const int32_t unit = writer(), item = units.first_item(unit);
-        if (!units.has(unit)) return {};
-        const Group g = sorted_group(first, units, units.group(unit));
-        if (item - static_cast<int32_t>(threadIdx.x % 32) >= g.num_items) return {};
-        return stage(g, item);
-    }
-
-    __device__ void write_groups(int32_t first, Staged staged) {
-        const Units units = units_of(min_of(num_tiles_ - first, kSortedTiles));
-        const int32_t rounds = num_rounds(units.count), lane = threadIdx.x % 32;
-#pragma unroll 1
-        for (int32_t unit = writer(); units.has(unit); unit += num_writers()) {
-            const int32_t group = units.group(unit), i = group * 32 + lane;
-            const Group g = sorted_group(first, units, group);
-            int32_t position = 0;
-            if (i < units.count) {
-                const int32_t warp = rounds == 1 ? group : group / rounds, key = g.tile.key;
-                position = s_.next_item[key] + s_.counts.of_warp[key][warp] + s_.counts.earlier[i];
-            }
-            write_group(g, position, units.first_item(unit), units.item_step(), staged);
-            staged = {};
-        }
-    }
-
-    // Every so many items, the first perhaps staged; `position` is that of this thread's tile.
-    __device__ void write_group(const Group& g, int32_t position, int32_t first_item, int32_t step, Staged staged) {
-        const int32_t lane = threadIdx.x % 32;
-#pragma unroll 1
-        for (int32_t item = first_item; item - lane < g.num_items; item += step) {
-            if (!staged.any) staged = stage(g, item);
-            const int32_t to = __shfl_sync(~0u, position, staged.owner) + staged.split;
-            flush(staged.exists ? to : -1);
-            staged = {};
-        }
-    }
-
-    __device__ static PlannedTile shuffle(const PlannedTile& tile, int lane) {
-        uint32_t words[2];
-        memcpy(words, &tile, sizeof tile);
-        for (uint32_t& word : words)
-            word = __shfl_sync(~0u, word, lane);
-        PlannedTile result;
-        memcpy(&result, words, sizeof result);
-        return result;
-    }
-
-    __device__ Staged stage(const Group& g, int32_t item) {
-        const int lane = threadIdx.x % 32;
-        Staged staged{lane, 0, item < g.num_items, true};
-        PlannedTile tile = g.tile;
-        if (!g.whole) {
-            staged.owner = 0;  // the first lane whose end is past the item
-#pragma unroll 1
-            for (int step = 16; step > 0; step /= 2)
-                if (__shfl_sync(~0u, g.end, staged.owner + step - 1) <= item) staged.owner += step;
-            tile = shuffle(g.tile, staged.owner);
-            staged.split = item - __shfl_sync(~0u, g.end - g.tile.num_splits(), staged.owner);
-        }
-        if (staged.exists) {
-            const SequenceShape seq = shapes_[tile.seq];
-            const int32_t index = g.first + staged.owner - first_tiles_[tile.seq];
-            const WorkItem made = make_item(c_, costs_, shape_, tile.seq, seq, tile.is_decode(), index,
-                                            tile_at(c_, shape_, seq.q_len, seq.kv_len, index), staged.split,
-                                            tile.num_splits(), tile.blocks_or_slot);
-            uint4 parts[kItemParts];
-            memcpy(parts, &made, sizeof made);
-#pragma unroll
-            for (int part = 0; part < kItemParts; ++part)
-                staging()[lane][part ^ (lane / 2 % kItemParts)] = parts[part];
-        }
-        __syncwarp();
-        return staged;
-    }
-
-    // Writes what is staged to these positions, if not negative. Four threads write an item.
-    __device__ void flush(int32_t position) {
-        const int lane = threadIdx.x % 32, part = lane % kItemParts;
-        auto* items = reinterpret_cast<uint4*>(p_.plan + p_.layout.items);
-        int32_t to[kItemParts];
-        uint4 parts[kItemParts];
-#pragma unroll
-        for (int i = 0; i < kItemParts; ++i) {
-            const int from = i * (32 / kItemParts) + lane / kItemParts;
-            to[i] = __shfl_sync(~0u, position, from);
-            parts[i] = staging()[from][part ^ (from / 2 % kItemParts)];
-        }
-#pragma unroll
-        for (int i = 0; i < kItemParts; ++i)
-            if (to[i] >= 0) items[int64_t{to[i]} * kItemParts + part] = parts[i];
-        __syncwarp();
-    }
-    __device__ uint4 (&staging())[32][kItemParts] { return s_.staging[threadIdx.x / 32 % kWriters]; }
 
     // By one warp.
     __device__ void write_header(int32_t num_items, int32_t num_front_items) {
@@ -596,11 +399,9 @@ private:
     const PlannerParams& p_;
     SharedMemory& s_;
     BlockScan<kWarps> scan_;
-    SequenceShape* shapes_;
-    int32_t* first_tiles_;
-    PlannedTile* tiles_;
+    Lists<kIsShared> lists_;
     // The same in every thread:
-    int32_t num_tiles_ = 0, front_ctas_ = 0, most_blocks_[2] = {};
+    int32_t front_ctas_ = 0, most_blocks_[2] = {};
     Totals totals_{};
 };
 
@@ -614,12 +415,16 @@ __device__ inline void prepare(const PlannerParams& p, SharedMemory& s) {
         reinterpret_cast<int32_t*>(&s.header)[word] =
             kConfigBegin <= word && word < kConfigEnd ? reinterpret_cast<const int32_t*>(&p.config)[word - kConfigBegin]
                                                       : 0;
-    if (word < 2 * kNumWaveTargets) s.wave_pieces[0][word] = 0;
+    if (word < 2 * kNumWaveTargets) s.wave_pieces[word / kNumWaveTargets][word % kNumWaveTargets] = 0;
 }
 
 __device__ inline void run(const PlannerParams& p, SharedMemory& s) {
-    if (p.config.max_seqs <= kSharedSeqs && Planner<true>(p, s).run()) return;
-    if (blockIdx.x == 0) Planner<false>(p, s).run();
+    if (p.config.max_seqs <= kSharedSeqs) {
+        if (Planner<true>(p, s).run()) return;
+        if (blockIdx.x > 0) return;
+        __syncthreads();  // the next planner scans in the same memory
+    }
+    Planner<false>(p, s).run();
 }
 
 }  // namespace varattn::planner

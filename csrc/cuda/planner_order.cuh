@@ -14,6 +14,9 @@ struct ItemCounts {
     alignas(16) uint16_t of_warp[kNumOrderKeys][kWarps + 8];
     uint16_t earlier[kSortedTiles];  // items of a tile's key in earlier tiles of its warp
 
+    // Of 32 tiles, for each warp.
+    __device__ static int32_t num_rounds(int32_t num_tiles) { return ceil_div(num_tiles, kThreads); }
+
     // All threads.
     __device__ void clear() {
         auto* words = reinterpret_cast<uint4*>(of_warp);

@@ -70,8 +70,7 @@ void run_device_planner(const PlanConfig& c, const CostModel& costs, const Seque
     }
 }
 
-void expect_equal_plans(Random& random, uint64_t seed, int32_t n) {
-    Batch b = random_batch(random, n);
+void expect_equal_plans(Random& random, uint64_t seed, Batch b) {
     const PlanConfig c = random_config(random, b);
     if (random.chance(0.25)) {
         spoil(random, b.cu_seqlens_q);
@@ -87,7 +86,7 @@ void expect_equal_plans(Random& random, uint64_t seed, int32_t n) {
     ASSERT_TRUE(got.intact()) << "VARATTN_SEED=" << seed;
     const PlanHeader &w = want.header(), &g = got.header();
     ASSERT_EQ(std::memcmp(&g, &w, sizeof w), 0)
-        << "VARATTN_SEED=" << seed << ": " << n << " sequences; items " << g.num_items << ", " << w.num_items;
+        << "VARATTN_SEED=" << seed << ": " << c.max_seqs << " sequences; items " << g.num_items << ", " << w.num_items;
     for (int32_t i = 0; i < w.num_items; ++i)
         ASSERT_EQ(std::memcmp(got.items() + i, want.items() + i, sizeof(WorkItem)), 0)
             << "VARATTN_SEED=" << seed << ": item " << i << " of " << w.num_items;
@@ -98,7 +97,8 @@ TEST(DevicePlanner, RandomPlansEqualTheHostPlanners) {
     for (int i = 0; i < cases && !testing::Test::HasFatalFailure(); ++i) {
         const uint64_t seed = test::first_seed() + i;
         Random random(seed);
-        expect_equal_plans(random, seed, random.pick({0, 1, 2, 16, 33, 132, 300, random.integer(0, 1000)}));
+        const int32_t n = random.pick({0, 1, 2, 16, 33, 132, 300, random.integer(0, 1000)});
+        expect_equal_plans(random, seed, random_batch(random, n));
     }
 }
 
@@ -107,8 +107,23 @@ TEST(DevicePlanner, BatchesOfEverySizeEqualTheHostPlanners) {
     for (const int32_t n : {991, 992, 993, 1024, 1025, 1537, 2500, 4096})
         for (int i = 0; i < 4 && !testing::Test::HasFatalFailure(); ++i) {
             Random random(++seed);
-            expect_equal_plans(random, seed, n);
+            expect_equal_plans(random, seed, random_batch(random, n));
         }
+}
+
+// Few sequences, but too many tiles for shared memory.
+TEST(DevicePlanner, ManyTilesOfFewSequencesEqualTheHostPlanners) {
+    uint64_t seed = test::first_seed();
+    for (int i = 0; i < 3 && !testing::Test::HasFatalFailure(); ++i) {
+        Random random(++seed);
+        Batch b;
+        for (int32_t n = 0; n < 300; ++n) {
+            b.cu_seqlens_q.push_back(b.cu_seqlens_q.back() + random.integer(1800, 2200));
+            b.seqused_k.push_back(random.integer(0, 10000));
+            b.cu_seqlens_k.push_back(b.cu_seqlens_k.back() + b.seqused_k.back());
+        }
+        expect_equal_plans(random, seed, b);
+    }
 }
 
 }  // namespace

@@ -217,7 +217,7 @@ TEST(Planner, LongStepsOfOneKindEndTogether) {
         const int32_t n = random.integer(1, 200), heads_kv = random.pick({1, 2, 4, 8});
         Batch batch;
         for (int32_t s = 0; s < n; ++s)
-            batch.add(decode ? random.integer(1, 2) : random.integer(5, 500), random.integer(500, 65536) + 65536 / n);
+            batch.add(decode ? random.integer(1, 2) : random.integer(5, 500), random.integer(500, 65536) + 131072 / n);
         const PlanConfig c = config_for(batch, kHopper, heads_kv * 8, heads_kv, 128, kMaxNumSplits);
         Plan plan(c, batch.lengths());
         ASSERT_EQ(plan.header().num_front_ctas, decode ? 0 : c.num_ctas);
@@ -281,7 +281,7 @@ TEST(Planner, InvariantPiecesEndAtSegments) {
         EXPECT_EQ(w.block_begin * c.block_n % kSegmentKeys, 0);
         pieces += w.seq == 0;
     }
-    EXPECT_GT(pieces, 8);
+    EXPECT_GT(pieces, 4);
 }
 
 TEST(Planner, WindowsSkipBlocks) {

@@ -1,0 +1,180 @@
+// The device planner's last phase: warps make the items of their tiles, and write them where the order puts them.
+#pragma once
+
+#include <cstring>
+
+#include "cuda/planner_memory.cuh"
+
+namespace varattn::planner {
+
+// A warp's 32 tiles, whose items it writes.
+struct TileGroup {
+    int32_t first;
+    PlannedTile tile;        // this thread's
+    int32_t end, num_items;  // items up to the end of this thread's tile; all of them
+    bool whole;              // every tile
+};
+
+__device__ inline TileGroup tile_group(int32_t first, int32_t count, const PlannedTile& tile) {
+    const int lane = threadIdx.x % 32;
+    const int32_t splits = lane < count ? tile.num_splits() : 0;
+    TileGroup g{first, tile, lane + 1, count, !__any_sync(~0u, splits > 1)};
+    if (!g.whole) {
+        g.end = warp_inclusive<Sum>(splits, lane);
+        g.num_items = __shfl_sync(~0u, g.end, 31);
+    }
+    return g;
+}
+
+// 32 items in shared memory, on their way to the plan: this thread's is a piece of the tile of thread `owner`.
+struct StagedItem {
+    int32_t owner, split;
+    bool exists, any;
+};
+
+__device__ inline PlannedTile shuffle(const PlannedTile& tile, int lane) {
+    uint32_t words[2];
+    memcpy(words, &tile, sizeof tile);
+    for (uint32_t& word : words)
+        word = __shfl_sync(~0u, word, lane);
+    PlannedTile result;
+    memcpy(&result, words, sizeof result);
+    return result;
+}
+
+// Of each CTA, `team` warps write. Each takes groups of tiles one by one, or, if groups are few, a share of a group's items.
+template <bool kIsShared>
+class ItemWriter {
+public:
+    __device__ ItemWriter(const PlannerParams& p, SharedMemory& s, const Lists<kIsShared>& lists, int team)
+        : p_(p), s_(s), lists_(lists), num_writers_(num_ctas() * team), team_(team) {}
+
+    // All tiles, which are one group. `position` is that of this thread's tile.
+    __device__ void write_only(const PlannedTile& tile, int32_t position) {
+        const Units units = units_of(lists_.num_tiles);
+        if (units.has(writer())) write(tile_group(0, units.num_tiles, tile), position, units, writer(), {});
+    }
+
+    // The first items of this warp among sorted tiles, whose positions are not known yet.
+    __device__ StagedItem stage_ahead(int32_t first, int32_t num_tiles) {
+        const Units units = units_of(num_tiles);
+        const int32_t item = units.first_item(writer());
+        if (!units.has(writer())) return {};
+        const TileGroup g = sorted_group(first, units, units.group(writer()));
+        if (item - static_cast<int32_t>(threadIdx.x % 32) >= g.num_items) return {};
+        return stage(g, item);
+    }
+
+    // Sorted tiles, from the first on.
+    __device__ void write_sorted(int32_t first, int32_t num_tiles, StagedItem staged) {
+        const Units units = units_of(num_tiles);
+        const int32_t rounds = ItemCounts::num_rounds(num_tiles), lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (int32_t unit = writer(); units.has(unit); unit += num_writers_) {
+            const int32_t group = units.group(unit), i = group * 32 + lane;
+            const TileGroup g = sorted_group(first, units, group);
+            int32_t position = 0;
+            if (i < num_tiles) {
+                const int32_t warp = rounds == 1 ? group : group / rounds, key = g.tile.key;
+                position = s_.next_item[key] + s_.counts.of_warp[key][warp] + s_.counts.earlier[i];
+            }
+            write(g, position, units, unit, staged);
+            staged = {};
+        }
+    }
+
+private:
+    // Pairs of a group and a share of its items.
+    struct Units {
+        int32_t num_tiles, groups, shares_log2;
+        __device__ int32_t group(int32_t unit) const { return unit >> shares_log2; }
+        __device__ int32_t first_item(int32_t unit) const {
+            return (unit & ((1 << shares_log2) - 1)) * 32 + threadIdx.x % 32;
+        }
+        __device__ int32_t item_step() const { return 32 << shares_log2; }
+        __device__ bool has(int32_t unit) const { return group(unit) < groups; }
+    };
+
+    __device__ int32_t num_ctas() const { return kIsShared ? p_.num_ctas : 1; }
+    __device__ int32_t writer() const { return threadIdx.x / 32 % team_ * num_ctas() + blockIdx.x; }
+
+    __device__ Units units_of(int32_t num_tiles) const {
+        const int32_t groups = ceil_div(num_tiles, 32), groups_log2 = groups > 1 ? log2_floor(groups - 1) + 1 : 0;
+        return {num_tiles, groups, max_of(log2_floor(num_writers_) - groups_log2, 0)};
+    }
+
+    __device__ TileGroup sorted_group(int32_t first, const Units& units, int32_t group) const {
+        const int32_t begin = group * 32, i = begin + threadIdx.x % 32;
+        return tile_group(first + begin, min_of(units.num_tiles - begin, 32),
+                          i < units.num_tiles ? lists_.tiles[first + i] : PlannedTile{});
+    }
+
+    // A unit, whose first items may be staged.
+    __device__ void write(const TileGroup& g, int32_t position, const Units& units, int32_t unit, StagedItem staged) {
+        const int32_t lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (int32_t item = units.first_item(unit); item - lane < g.num_items; item += units.item_step()) {
+            if (!staged.any) staged = stage(g, item);
+            const int32_t to = __shfl_sync(~0u, position, staged.owner) + staged.split;
+            flush(staged.exists ? to : -1);
+            staged = {};
+        }
+    }
+
+    __device__ StagedItem stage(const TileGroup& g, int32_t item) {
+        const int lane = threadIdx.x % 32;
+        StagedItem staged{lane, 0, item < g.num_items, true};
+        PlannedTile tile = g.tile;
+        if (!g.whole) {
+            staged.owner = 0;  // the first lane whose end is past the item
+#pragma unroll 1
+            for (int step = 16; step > 0; step /= 2)
+                if (__shfl_sync(~0u, g.end, staged.owner + step - 1) <= item) staged.owner += step;
+            tile = shuffle(g.tile, staged.owner);
+            staged.split = item - __shfl_sync(~0u, g.end - g.tile.num_splits(), staged.owner);
+        }
+        if (staged.exists) {
+            const SequenceShape seq = lists_.shapes[tile.seq];
+            const int32_t index = g.first + staged.owner - lists_.first_tiles[tile.seq];
+            const WorkItem made = make_item(p_.config, p_.costs, p_.shape, tile.seq, seq, tile.is_decode(), index,
+                                            tile_at(p_.config, p_.shape, seq.q_len, seq.kv_len, index), staged.split,
+                                            tile.num_splits(), tile.blocks_or_slot);
+            uint4 parts[kItemParts];
+            memcpy(parts, &made, sizeof made);
+#pragma unroll
+            for (int part = 0; part < kItemParts; ++part)
+                staging()[lane][part ^ (lane / 2 % kItemParts)] = parts[part];
+        }
+        __syncwarp();
+        return staged;
+    }
+
+    // Writes what is staged to these positions, if not negative. Four threads write an item.
+    __device__ void flush(int32_t position) {
+        const int lane = threadIdx.x % 32, part = lane % kItemParts;
+        auto* items = reinterpret_cast<uint4*>(p_.plan + p_.layout.items);
+        int32_t to[kItemParts];
+        uint4 parts[kItemParts];
+#pragma unroll
+        for (int i = 0; i < kItemParts; ++i) {
+            const int from = i * (32 / kItemParts) + lane / kItemParts;
+            to[i] = __shfl_sync(~0u, position, from);
+            parts[i] = staging()[from][part ^ (from / 2 % kItemParts)];
+        }
+#pragma unroll
+        for (int i = 0; i < kItemParts; ++i)
+            if (to[i] >= 0) items[int64_t{to[i]} * kItemParts + part] = parts[i];
+        __syncwarp();
+    }
+
+    __device__ uint4 (&staging())[32][kItemParts] {
+        return kIsShared ? s_.staging[threadIdx.x / 32 % kWriters] : s_.large_staging[threadIdx.x / 32];
+    }
+
+    const PlannerParams& p_;
+    SharedMemory& s_;
+    const Lists<kIsShared>& lists_;
+    const int32_t num_writers_, team_;
+};
+
+}  // namespace varattn::planner
