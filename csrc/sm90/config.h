@@ -60,6 +60,11 @@ struct Work {
     uint64_t begin_ns;  // of a trace: when the task was published
 };
 
+// Of the plan: where the ends of the queue are.
+struct QueueShape {
+    uint32_t num_tasks, num_front_items, num_front_ctas;
+};
+
 template <class C>
 struct alignas(1024) SharedMemory {
     uint8_t q[C::kQSlots][C::kQBytes];  // later the output tile, or the warps' partial outputs in decode mode
@@ -68,6 +73,7 @@ struct alignas(1024) SharedMemory {
     float decode_max[kDecodeWarps][kDecodeRows];
     float decode_sum[kDecodeWarps][kDecodeRows];
     int32_t is_last_split;
+    QueueShape queue;
     uint64_t q_full[C::kQSlots], q_empty[C::kQSlots];
     uint64_t kv_full[C::kStages], kv_empty[C::kStages];
     uint64_t item_full[kItemSlots], item_empty[kItemSlots];

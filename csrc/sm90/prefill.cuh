@@ -104,7 +104,6 @@ __device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work&
         denominator[h] = finish_row(p, head_q, top[h] * p.scale_log2, total, w.item.num_splits == 1);
     }
     auto release = [&] {
-        fence_async_proxy();
         __syncwarp();
         if (lane == 0) mbarrier_arrive(q_empty);
     };
@@ -145,6 +144,7 @@ __device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work&
                      "r"(r[2]), "r"(r[3])
                      : "memory");
     }
+    fence_async_proxy();  // the copy engine will write there next
     __syncwarp();
     constexpr int kChunks = C::kDim / 8, kRows = 32 / kChunks;  // 16-byte chunks of a row; rows of a step
     const uint32_t first_row = static_cast<uint32_t>(lane) / kChunks, chunk = static_cast<uint32_t>(lane) % kChunks;
@@ -160,9 +160,9 @@ __device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work&
 #pragma unroll
     for (int i = 0; i < 16; i += kRows) {
         const int tile_row = wg * 64 + warp * 16 + first_row + i, token = token_of_row(p, tile_row);
-        if (i < rows_left)
-            *reinterpret_cast<uint4*>(to + token * p.a.out_row_stride +
-                                      (tile_row - token * p.group) * p.a.out_head_stride) = x[i / kRows];
+        store_global_if(i < rows_left,
+                        to + token * p.a.out_row_stride + (tile_row - token * p.group) * p.a.out_head_stride,
+                        x[i / kRows]);
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h)

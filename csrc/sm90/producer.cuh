@@ -30,40 +30,41 @@ struct Scheduler {
     const LaunchParams& p;
     SharedMemory<C>& sm;
     const int lane;
-    uint32_t num_tasks, num_front_items, num_front_ctas;
-    bool from_front;
     bool has_popped = false, has_next = false;
-    unsigned long long popped;  // the answer is in flight
+    unsigned long long popped = 0;  // the answer is in flight
     int32_t word;               // of the next Work, the one at `lane`
     RingPosition<kItemSlots> slot;
 
     __device__ Scheduler(const LaunchParams& p, SharedMemory<C>& sm, int lane) : p(p), sm(sm), lane(lane) {
         const auto& header = *static_cast<const PlanHeader*>(p.a.plan);
-        num_tasks = header.num_items * p.a.config.num_heads_kv;
-        num_front_items = header.num_front_items;
-        num_front_ctas = header.num_front_ctas;
-        from_front = blockIdx.x < num_front_ctas;
-        fetch(from_front ? blockIdx.x : num_front_ctas, from_front ? 0 : blockIdx.x - num_front_ctas);
+        sm.queue.num_tasks = header.num_items * p.a.config.num_heads_kv;
+        sm.queue.num_front_items = header.num_front_items;
+        sm.queue.num_front_ctas = header.num_front_ctas;
+        __syncwarp();
+        fetch(min_of(blockIdx.x, sm.queue.num_front_ctas), from_front() ? 0 : blockIdx.x - sm.queue.num_front_ctas);
     }
+
+    __device__ __forceinline__ bool from_front() const { return blockIdx.x < sm.queue.num_front_ctas; }
 
     __device__ __forceinline__ QueueState& queue() const { return *static_cast<QueueState*>(p.a.workspace); }
 
     __device__ __forceinline__ void pop() {
-        if (lane == 0) popped = atomicAdd(&queue().popped, from_front ? 1ull : 1ull << 32);
+        if (lane == 0) popped = atomicAdd(&queue().popped, from_front() ? 1ull : 1ull << 32);
         has_popped = true;
     }
     // Of the task that was popped after the first ones, which took no atomic.
     __device__ __forceinline__ void fetch_popped() {
         has_popped = false;
         const unsigned long long at = __shfl_sync(~0u, popped, 0);
-        fetch(num_front_ctas + static_cast<uint32_t>(at), gridDim.x - num_front_ctas + static_cast<uint32_t>(at >> 32));
+        fetch(sm.queue.num_front_ctas + static_cast<uint32_t>(at),
+              gridDim.x - sm.queue.num_front_ctas + static_cast<uint32_t>(at >> 32));
     }
     // Starts to load the item of the task that was popped after `front` others from the front and `back` from the back.
     __device__ __forceinline__ void fetch(uint32_t front, uint32_t back) {
         has_next = true;
         word = -1;
-        if (front + back >= num_tasks) return;
-        const Task task = locate(from_front ? front : num_tasks - 1 - back);
+        if (front + back >= sm.queue.num_tasks) return;
+        const Task task = locate(from_front() ? front : sm.queue.num_tasks - 1 - back);
         const auto* items = static_cast<const char*>(p.a.plan) + plan_layout(p.a.config).items;
         const auto* item = reinterpret_cast<const int32_t*>(items) + int64_t{task.item} * kItemWords;
         word = lane < kItemWords ? item[lane] : lane == kItemWords ? task.item : task.head_kv;
@@ -77,7 +78,7 @@ struct Scheduler {
     // neighbours in memory. Prefill items come in sections of as few heads as fill the GPU twice, so that the tiles that
     // run at a time share their keys through the L2.
     __device__ __forceinline__ Task locate(uint32_t task) {
-        const uint32_t num_heads = p.a.config.num_heads_kv;
+        const uint32_t num_heads = p.a.config.num_heads_kv, num_front_items = sm.queue.num_front_items;
         uint32_t first_head = 0, heads = num_heads;
         if (task < num_front_items * num_heads) {
             const uint32_t wanted = min_of<uint32_t>(ceil_div(2 * gridDim.x, num_front_items), num_heads);
@@ -183,7 +184,7 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
         mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity());
         if (is_scheduler && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);
         const uint32_t stage = smem_address(sm.kv[kv.stage]);
-#pragma unroll 4
+#pragma unroll 2
         for (int i = 0; i < boxes; ++i) {
             const int page = __shfl_sync(~0u, from.start.page, from.first_lane + i);
             const int row = __shfl_sync(~0u, from.start.row, from.first_lane + i);

@@ -1,5 +1,6 @@
 """What the contracts promise of values: strides without copies, poison, padding, empties, extremes, determinism."""
 
+import itertools
 import random
 
 import pytest
@@ -275,6 +276,23 @@ def test_large_scores_do_not_overflow(device, seed):
         assert out.isfinite().all()
         torch.testing.assert_close(lse.double(), want_lse, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(out.double(), want, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_scores_that_rise_block_by_block(device, seed, head_dim):
+    """By up to 400 from one end of the keys to the other, either way and not for every row: whatever a softmax takes as
+    the reference of its exponentials in one block is far too small in the next."""
+    for dtype in (torch.bfloat16, torch.float16):  # float32 would show the rounding of such scores
+        case = Case(
+            [40, 300, 64], [2000, 900, 64], head_dim=head_dim, head_dim_v=head_dim, dtype=dtype, layout="packed"
+        )
+        x = make_inputs(case, device)
+        begin = x.lengths["cu_seqlens_k"].tolist()
+        for first, end in itertools.pairwise(begin):
+            x.k[first:end, :, 0] = torch.linspace(400, 0, end - first, device=device)[:, None].to(dtype)
+        steps = torch.tensor([0.0, 2, 8, -8], device=device) * head_dim**0.5 / 8
+        x.q[..., 0] = steps[torch.randint(4, x.q.shape[:2], device=device)].to(dtype)
+        assert_matches_reference(x, *run(x))
 
 
 # ---- Bits ------------------------------------------------------------------------------------------------------------
