@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
     __syncthreads();
     if (warp >= C::kConsumerWarps) {
         lower_register_limit<C::kProducerRegisters>();
-        produce<C>(p, sm, warp - C::kConsumerWarps, lane);
+        produce<C>(p, sm, warp - C::kConsumerWarps);
     } else {
         raise_register_limit<C::kConsumerRegisters>();
         consume<C>(p, sm, warp / 4, threadIdx.x);

@@ -32,7 +32,7 @@ struct Scheduler {
     const int lane;
     bool has_popped = false, has_next = false;
     unsigned long long popped = 0;  // the answer is in flight
-    int32_t word;               // of the next Work, the one at `lane`
+    int32_t word;                   // of the next Work, the one at `lane`
     RingPosition<kItemSlots> slot;
 
     __device__ Scheduler(const LaunchParams& p, SharedMemory<C>& sm, int lane) : p(p), sm(sm), lane(lane) {
@@ -168,7 +168,9 @@ __device__ __forceinline__ void load_q(const LaunchParams& p, SharedMemory<C>& s
 }
 
 template <class C>
-__device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, int lane) {
+__device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
+    int lane;  // which the assembler can read again instead of keeping it: registers are few here
+    asm("mov.u32 %0, %%laneid;" : "=r"(lane));
     const bool is_scheduler = warp == 0;
     const int num_boxes = C::kBlockN / p.box_rows, num_warps = num_producer_warps<C>(p);
     if (warp >= num_warps) return;
@@ -206,10 +208,10 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
     };
     // V lags one block behind K, which is the order in which the consumers need them: K0 K1 V0 K2 V1 ...
     BlockSource late_v;
-    bool has_late_v = false;
+    late_v.head_kv = -1;  // none
     auto copy_late_v = [&] {
-        if (has_late_v) copy(late_v, &p.v, &p.v_whole);
-        has_late_v = false;
+        if (late_v.head_kv >= 0) copy(late_v, &p.v, &p.v_whole);
+        late_v.head_kv = -1;
     };
     Scheduler<C> scheduler(p, sm, lane);  // warp 0 alone uses it
     auto copy_item = [&](const Work& w) {
@@ -239,7 +241,6 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp, in
             copy_late_v();
             if (is_scheduler) scheduler.prepare(block - first_block + 1, w.num_blocks <= 4);
             late_v = source;
-            has_late_v = true;
         }
     };
     for (;;) {
