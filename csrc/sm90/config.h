@@ -55,6 +55,8 @@ struct Work {
     int32_t diagonal;               // key on the diagonal of packed row 0
     int32_t key_begin, key_end;     // keys that any of the sequence's rows may see: outside, memory may hold anything
     int32_t block_end, num_blocks;  // blocks are visited downwards: block_end - 1 first
+    int32_t whole_begin[3], whole_end[3];  // of each warpgroup: blocks outside hold keys that some row does not see
+    bool first_is_dirty, last_is_dirty;    // that block holds keys outside [key_begin, key_end)
     bool decode;
     bool chained;       // one of a chain of prefill items, see prefill.cuh
     uint64_t begin_ns;  // of a trace: when the task was published

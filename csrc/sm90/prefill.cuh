@@ -194,9 +194,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     auto q_tile = [&](int stage) { return sm.q[stage] + wg * 64 * 128; };
     auto begin_task = [&] {
         const Work& w = task();
-        const int last_row = min_of(wg * 64 + 63, w.num_rows - 1);
-        whole_end = visible_to_row(p, w, wg * 64).end / C::kBlockN;
-        whole_begin = ceil_div(visible_to_row(p, w, last_row).begin, C::kBlockN);
+        whole_begin = w.whole_begin[wg];
+        whole_end = w.whole_end[wg];
         block = w.block_end - 1;
         last_block = w.block_end - w.num_blocks;
         mbarrier_wait(&sm.q_full[q_slot.stage], q_slot.full_parity());
@@ -256,10 +255,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     // V of a block that holds keys outside [key_begin, key_end) is cleaned while no product is in flight: a branch beside
     // products would make the compiler serialise them.
     auto clean = [&](const Work& w, const RingPosition<C::kStages>& at) {
-        const int first_key = block * C::kBlockN;
-        if (first_key >= w.key_begin && first_key + C::kBlockN <= w.key_end) return;
         await_block(at);
-        clean_values<C>(sm.kv[at.stage], w, first_key, opaque(thread) % 128);
+        clean_values<C>(sm.kv[at.stage], w, block * C::kBlockN, opaque(thread) % 128);
         named_barrier_sync(kBarrierWarpgroup + wg, 128);
     };
     auto finish_scores = [&] {
@@ -361,7 +358,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     finish_block(softmax.sum);
     if (block > last_block) await_round();
     for (;;) {
-        if (block > last_block) clean(task(), kv.next());
+        if (block > last_block && task().first_is_dirty) clean(task(), kv.next());
         while (block > last_block) {
             --block;
             round(std::true_type{});
@@ -371,9 +368,9 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         bool chained = task().chained;
         if (chained) {
             mbarrier_wait(&sm.item_full[next_slot.stage], next_slot.full_parity());
-            chained = sm.work[next_slot.stage].head_kv >= 0 && sm.work[next_slot.stage].chained;
+            chained = sm.work[next_slot.stage].chained;
         }
-        clean(task(), chained ? kv.next() : kv);
+        if (task().last_is_dirty) clean(task(), chained ? kv.next() : kv);
         const int done_slot = slot.stage, done_q = q_slot.stage;
         q_slot.advance();
         if (!chained) {

@@ -98,13 +98,17 @@ struct Scheduler {
         if (lane < kItemWords + 2) reinterpret_cast<int32_t*>(&to)[lane] = word;
         __syncwarp();
         if (lane == 0) {
+            to.chained = false;
             if (to.head_kv >= 0) {
                 const uint32_t status = clip_work<C>(p, to);
                 if (status) atomicOr(&static_cast<PlanHeader*>(p.a.plan)->status, status);
             }
             if (p.a.trace) to.begin_ns = now_ns();
-            mbarrier_arrive(&sm.item_full[slot.stage]);
         }
+        __syncwarp();
+        if (lane < C::kConsumerWarpgroups && to.head_kv >= 0) find_whole_blocks<C>(p, to, lane);
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(&sm.item_full[slot.stage]);
         slot.advance();
         has_next = false;
     }

@@ -28,6 +28,9 @@ __device__ __forceinline__ uint32_t clip_work(const LaunchParams& p, Work& w) {
     w.key_end = key_end;
     w.block_end = block_end;
     w.num_blocks = num_blocks;
+    const int32_t first_block = block_end - num_blocks;
+    w.first_is_dirty = block_end * C::kBlockN > key_end || (block_end - 1) * C::kBlockN < w.key_begin;
+    w.last_is_dirty = (first_block + 1) * C::kBlockN > key_end || first_block * C::kBlockN < w.key_begin;
     w.chained = C::kQSlots > 1 && !w.decode && item.num_splits == 1 && num_rows > 0 && num_blocks > 0;
     return (num_rows < tile_rows(item) ? kStatusRowsPastEnd : 0) | (key_end < item.kv_len ? kStatusKeysPastEnd : 0);
 }
@@ -49,6 +52,13 @@ __device__ __forceinline__ Range visible_to_row(const LaunchParams& p, const Wor
     const int32_t diagonal = w.diagonal + token_of_row(p, row);
     return {c.window_left < 0 ? 0 : max_of(0, diagonal - c.window_left),
             c.window_right < 0 ? w.key_end : min_of(w.key_end, diagonal + c.window_right + 1)};
+}
+
+// Sets what a warpgroup's rows see in full, by one thread.
+template <class C>
+__device__ __forceinline__ void find_whole_blocks(const LaunchParams& p, Work& w, int wg) {
+    w.whole_begin[wg] = ceil_div(visible_to_row(p, w, min_of(wg * 64 + 63, w.num_rows - 1)).begin, C::kBlockN);
+    w.whole_end[wg] = visible_to_row(p, w, wg * 64).end / C::kBlockN;
 }
 
 // Token (row of q) and head of a packed row of the tile.
