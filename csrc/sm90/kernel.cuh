@@ -29,7 +29,7 @@ __device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int 
     RingPosition<C::kStages> kv;
     RingPosition<C::kQSlots> q_slot;
     RingPosition<kItemSlots> slot;
-    write_padding<typename C::T>(p.a, thread, C::kConsumerWarps * 32);
+    write_padding<typename C::T>(p.a, thread, C::kConsumerWarps);
     if (wg == C::kConsumerWarpgroups - 1) named_barrier_arrive(kBarrierTurn, 256);  // the first turn is warpgroup 0's
     for (;;) {
         mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());

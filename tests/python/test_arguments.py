@@ -294,12 +294,12 @@ REFUSED = [
     (
         r"workspace: got storage offset 1; takes an address that is a multiple of 16 bytes",
         "nhd",
-        lambda c, d: dict(workspace=zeros(1 << 24, dtype=torch.uint8, device=d)[1:]),
+        lambda c, d: dict(workspace=zeros(1 << 26, dtype=torch.uint8, device=d)[1:]),
     ),
     (
         r"workspace: got strides \(2,\); takes a last dim of stride 1",
         "nhd",
-        lambda c, d: dict(workspace=zeros(1 << 24, dtype=torch.uint8, device=d)[::2]),
+        lambda c, d: dict(workspace=zeros(1 << 27, dtype=torch.uint8, device=d)[::2]),
     ),
 ]
 
