@@ -8,73 +8,10 @@
 
 #include "device/pipeline.cuh"
 #include "device/wgmma.cuh"
-#include "sm90/output.cuh"
+#include "sm90/prefill_output.cuh"
+#include "sm90/softmax.cuh"
 
 namespace varattn::sm90 {
-
-// Online softmax of the two rows of a thread, in base 2. Probabilities are relative to a reference: the maximum of the row's
-// first block. It stays until the probabilities of a block turn out large, which their sum tells: so later blocks need no
-// maxima, and the output no rescaling. Every decision is a row's own: its bits do not depend on the other rows of the tile.
-template <class T, int kScores>
-struct RowSoftmax {
-    static constexpr float kLarge = 16384.f;  // float16 ends at 65504
-
-    float top[2] = {-INFINITY, -INFINITY};  // the reference, a raw score
-    float sum[2] = {0.f, 0.f};              // this thread's share
-
-    // Probabilities of kCount scores from kFirst on, added to the block's sums. Of use unless the block turns out late.
-    template <int kFirst, int kCount>
-    __device__ __forceinline__ void exponentiate(const float (&s)[kScores], float scale_log2, float (&x)[kCount],
-                                                 float (&block_sum)[2]) const {
-        const float offset[2] = {top[0] == -INFINITY ? 0.f : top[0] * scale_log2,
-                                 top[1] == -INFINITY ? 0.f : top[1] * scale_log2};
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            x[i] = exp2_approx(fmaf(s[kFirst + i], scale_log2, -offset[i / 2 % 2]));
-            block_sum[i / 2 % 2] += x[i];
-        }
-    }
-    // Whether a row needs another reference for this block.
-    __device__ __forceinline__ bool is_late(int h, const float (&block_sum)[2]) const {
-        return !(block_sum[h] <= kLarge) || top[h] == -INFINITY;
-    }
-    // Raises the row's reference to its maximum, if it is late. Returns the factor for what was accumulated before.
-    __device__ __forceinline__ float raise(int h, bool late, const float (&s)[kScores], float scale_log2) {
-        float m4[4] = {s[h * 2], s[h * 2 + 1], s[h * 2 + 4], s[h * 2 + 5]};  // four chains, which overlap
-#pragma unroll
-        for (int i = 4; i < kScores / 2; ++i)
-            m4[i % 4] = fmaxf(m4[i % 4], s[i / 2 * 4 + h * 2 + i % 2]);
-        float m = fmaxf(fmaxf(m4[0], m4[1]), fmaxf(m4[2], m4[3]));
-        m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-        m = fmaxf(top[h], fmaxf(m, __shfl_xor_sync(~0u, m, 2)));
-        if (!late) m = top[h];
-        const float factor = m == top[h] ? 1.f : exp2_approx((top[h] - m) * scale_log2);
-        top[h] = m;
-        sum[h] *= factor;
-        return factor;
-    }
-};
-
-// Raw scores after softcap, as tanh(score * score_scale); raw scores of keys that a row does not see.
-template <int kScores>
-__device__ __forceinline__ void cap_scores(float (&s)[kScores], float score_scale) {
-#pragma unroll
-    for (int i = 0; i < kScores; ++i)
-        s[i] = tanh_fast(s[i] * score_scale);
-}
-// Keys relative to the thread's first column.
-template <int kScores>
-__device__ __forceinline__ void mask_end(float (&s)[kScores], int32_t end, int32_t next_end) {
-#pragma unroll
-    for (int i = 0; i < kScores; ++i)
-        if (i / 4 * 8 + i % 2 >= (i / 2 % 2 ? next_end : end)) s[i] = -INFINITY;
-}
-template <int kScores>
-__device__ __forceinline__ void mask_begin(float (&s)[kScores], int32_t begin, int32_t next_begin) {
-#pragma unroll
-    for (int i = 0; i < kScores; ++i)
-        if (i / 4 * 8 + i % 2 < (i / 2 % 2 ? next_begin : begin)) s[i] = -INFINITY;
-}
 
 // Zeroes rows of a V block outside [key_begin, key_end): stale memory may hold NaN, and 0 x NaN is NaN.
 template <class C>
@@ -84,89 +21,6 @@ __device__ __forceinline__ void clean_values(uint8_t* stage, const Work& w, int 
         if (key < w.key_begin || key >= w.key_end) *reinterpret_cast<uint4*>(stage + i * 16) = uint4{0, 0, 0, 0};
     }
     fence_async_proxy();
-}
-
-// The accumulated rows of a thread, written as final rows or as a split's partials. `q`: the warpgroup's 64 rows of the
-// item's Q tile, which nothing reads any more; `q_empty`: its barrier.
-template <class C, int kOutGroups, int kOutRegs>
-__device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work& w, uint8_t* q, uint64_t* q_empty,
-                                              const float (&o)[kOutGroups][kOutRegs], const float (&top)[2],
-                                              const float (&sum)[2], int wg, int thread) {
-    using T = typename C::T;
-    const int warp = thread / 32 % 4, lane = thread % 32, row = wg * 64 + warp * 16 + lane / 4;
-    Denominator denominator[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        float total = sum[h];
-        total += __shfl_xor_sync(~0u, total, 1);
-        total += __shfl_xor_sync(~0u, total, 2);
-        const int head_q = row_address(p, w, row + h * 8).head_q;
-        denominator[h] = finish_row(p, head_q, top[h] * p.scale_log2, total, w.item.num_splits == 1);
-    }
-    auto release = [&] {
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive(q_empty);
-    };
-    if (w.item.num_splits > 1) {
-        release();
-        const Partials partials(p, w);
-        const int dim = p.a.config.head_dim_v;
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            if (row + h * 8 >= w.num_rows) continue;
-            const int64_t at = int64_t{w.item.split} * tile_rows(w.item) + row + h * 8;
-            if (lane % 4 == 0) partials.lse[at] = denominator[h].lse;
-#pragma unroll
-            for (int i = 0; i < C::kDim / 8; ++i) {
-                const int c = i * 8 + lane % 4 * 2;
-                const float* x = &o[i / (kOutRegs / 4)][i % (kOutRegs / 4) * 4 + h * 2];
-                if (c < dim)
-                    *reinterpret_cast<float2*>(partials.out + at * dim + c) =
-                        float2{x[0] * denominator[h].reciprocal, x[1] * denominator[h].reciprocal};
-            }
-        }
-        return;
-    }
-    // Through the warp's own 16 rows of the Q tile, so that rows are written 16 bytes a lane. The same swizzle as Q keeps
-    // both sides free of bank conflicts.
-    uint8_t* const tile = q + warp * 16 * 128;
-    const int tile_row = lane % 16, line = tile_row * 128;
-#pragma unroll
-    for (int i = 0; i < C::kDim / 16; ++i) {
-        const float* x = &o[i * 8 / kOutRegs][i * 8 % kOutRegs];
-        uint32_t r[4];
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-            r[k] = pack2<T>(x[k * 2] * denominator[k % 2].reciprocal, x[k * 2 + 1] * denominator[k % 2].reciprocal);
-        const uint32_t at =
-            smem_address(tile) + i / 4 * C::kQPartBytes + line + (((i % 4 * 2 + lane / 16) ^ (tile_row % 8)) * 16);
-        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(r[0]), "r"(r[1]),
-                     "r"(r[2]), "r"(r[3])
-                     : "memory");
-    }
-    fence_async_proxy();  // the copy engine will write there next
-    __syncwarp();
-    constexpr int kChunks = C::kDim / 8, kRows = 32 / kChunks;  // 16-byte chunks of a row; rows of a step
-    const uint32_t first_row = static_cast<uint32_t>(lane) / kChunks, chunk = static_cast<uint32_t>(lane) % kChunks;
-    const uint32_t from =
-        smem_address(tile) + chunk / 8 * C::kQPartBytes + first_row * 128 + (chunk % 8 ^ first_row) * 16;
-    T* const to = out_row<C>(p, {w.q_row, w.head_kv * p.group}) + chunk * 8;
-    const int rows_left = chunk * 8 < p.a.config.head_dim_v ? w.num_rows - wg * 64 - warp * 16 - first_row : 0;
-    uint4 x[16 / kRows];
-#pragma unroll
-    for (int i = 0; i < 16; i += kRows)
-        x[i / kRows] = load_shared((from ^ i % 8 * 16) + i * 128);
-    release();
-#pragma unroll
-    for (int i = 0; i < 16; i += kRows) {
-        const int tile_row = wg * 64 + warp * 16 + first_row + i, token = token_of_row(p, tile_row);
-        store_global_if(i < rows_left,
-                        to + token * p.a.out_row_stride + (tile_row - token * p.group) * p.a.out_head_stride,
-                        x[i / kRows]);
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-        if (lane % 4 == 0 && row + h * 8 < w.num_rows) write_lse(p, row_address(p, w, row + h * 8), denominator[h].lse);
 }
 
 // Attends the task in `slot` and all that are chained to it. Leaves `slot` at the last of them.
