@@ -1,6 +1,6 @@
 """A small sweep for compute-sanitizer: every path of the kernels on hostile data, each checked against float64.
 
-`make sanitize` runs it under memcheck and racecheck, with each of the kernels.
+`make sanitize` runs it under memcheck, or under SANITIZER_TOOL, with each of the kernels.
 Without the sanitizer it is a quick test.
 """
 

@@ -19,11 +19,13 @@ template <class T_, int kDim_>
 struct Config {
     using T = T_;
     static constexpr int kDim = kDim_;
-    static constexpr int kConsumerWarpgroups = kDim == 64 ? 3 : 2;
+    static constexpr int kConsumerWarpgroups = kDim == 64 ? 3 : 2;  // for three, more accumulators leave no registers
     static constexpr int kConsumerWarps = 4 * kConsumerWarpgroups;
     static constexpr int kThreads = 32 * (kConsumerWarps + kProducerWarps);
     static constexpr int kTileRows = 64 * kConsumerWarpgroups;  // prefill: 64 rows a warpgroup
     static constexpr int kBlockN = kDim == 256 ? 64 : 128;
+    // Of prefill's loop, as measured (docs/performance.md): whether warpgroups take turns at issuing products, and how many
+    // of a thread's scores become probabilities before the product with the last values has ended.
     static constexpr bool kTakeTurns = kDim != 64;
     static constexpr int kEarlyScores = kDim == 64 ? 8 : kDim == 128 ? 40 : 16;
     static constexpr int kParts = kDim / kPartDims;

@@ -48,23 +48,6 @@ __device__ __forceinline__ float tanh_fast(float x) {
     return 1.f - __fdividef(2.f, exp2_approx(x * (2.f * kLog2e)) + 1.f);
 }
 
-__device__ __forceinline__ uint4 load_shared(uint32_t address) {
-    uint4 x;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "r"(address)
-                 : "memory");
-    return x;
-}
-
-// 16 bytes in one store, without a branch.
-__device__ __forceinline__ void store_global_if(bool condition, void* to, const uint4& x) {
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.v4.b32 [%1], {%2, %3, %4, %5}; }" ::"r"(
-                     static_cast<int>(condition)),
-                 "l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
-                 : "memory");
-}
-
 // The same number, but the compiler does not know it: or it would compute every address that depends on the thread alone
 // before the loop over items, and spill them.
 template <class I>

@@ -39,7 +39,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     float o[kOutGroups][kOutRegs] = {};
     float s[kScores];
     uint32_t prob[kScores / 2];
-    RowSoftmax<T, kScores> softmax;
+    RowSoftmax<kScores> softmax;
 
     // Of the task whose scores are next.
     int32_t whole_begin, whole_end;  // blocks outside hold keys that some row of the warpgroup does not see
@@ -90,7 +90,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         for (int g = 0; g < kOutGroups; ++g)
 #pragma unroll
             for (int kk = 0; kk < C::kBlockN / 16; ++kk)
-                wgmma_rs<T>(o[g], prob + kk * 4, advance(v_desc, g * 2 * C::kKvPartBytes + kk * 2048), true);
+                wgmma_rs<T>(o[g], prob + kk * 4, advance(v_desc, g * 2 * C::kKvPartBytes + kk * 2048));
         wgmma_commit();
     };
     auto await_keys = [&](int stage, auto pending) {
@@ -191,7 +191,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         softmax.sum[0] += block_sum[0];
         softmax.sum[1] += block_sum[1];
     };
-    auto write = [&](const Work& done, int q_stage, const RowSoftmax<T, kScores>& sums) {
+    auto write = [&](const Work& done, int q_stage, const RowSoftmax<kScores>& sums) {
         write_prefill<C>(p, done, q_tile(q_stage), &sm.q_empty[q_stage], o, sums.top, sums.sum, wg, opaque(thread));
 #pragma unroll
         for (int g = 0; g < kOutGroups; ++g)
@@ -235,7 +235,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
             write(task(), done_q, softmax);
             return;
         }
-        const RowSoftmax<T, kScores> done_softmax = softmax;
+        const RowSoftmax<kScores> done_softmax = softmax;
         slot = next_slot;
         begin_task();
         await_round();

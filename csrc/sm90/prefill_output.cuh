@@ -5,6 +5,23 @@
 
 namespace varattn::sm90 {
 
+__device__ __forceinline__ uint4 load_shared(uint32_t address) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
+}
+
+// 16 bytes in one store, without a branch.
+__device__ __forceinline__ void store_global_if(bool condition, void* to, const uint4& x) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.v4.b32 [%1], {%2, %3, %4, %5}; }" ::"r"(
+                     static_cast<int>(condition)),
+                 "l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+                 : "memory");
+}
+
 // The accumulated rows of a thread, written as final rows or as a split's partials. `q`: the warpgroup's 64 rows of the
 // item's Q tile, which nothing reads any more; `q_empty`: its barrier.
 template <class C, int kOutGroups, int kOutRegs>

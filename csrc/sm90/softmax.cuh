@@ -9,7 +9,7 @@ namespace varattn::sm90 {
 // Online softmax of the two rows of a thread, in base 2. Probabilities are relative to a reference: the maximum of the row's
 // first block. It stays until the probabilities of a block turn out large, which their sum tells: so later blocks need no
 // maxima, and the output no rescaling. Every decision is a row's own: its bits do not depend on the other rows of the tile.
-template <class T, int kScores>
+template <int kScores>
 struct RowSoftmax {
     static constexpr float kLarge = 16384.f;  // float16 ends at 65504
 
@@ -49,14 +49,14 @@ struct RowSoftmax {
     }
 };
 
-// Raw scores after softcap, as tanh(score * score_scale); raw scores of keys that a row does not see.
+// Raw scores after softcap, as tanh(score * score_scale).
 template <int kScores>
 __device__ __forceinline__ void cap_scores(float (&s)[kScores], float score_scale) {
 #pragma unroll
     for (int i = 0; i < kScores; ++i)
         s[i] = tanh_fast(s[i] * score_scale);
 }
-// Keys relative to the thread's first column.
+// Masks keys at or past the end of what each row sees, or before its beginning, relative to the thread's first column.
 template <int kScores>
 __device__ __forceinline__ void mask_end(float (&s)[kScores], int32_t end, int32_t next_end) {
 #pragma unroll

@@ -265,7 +265,7 @@ TEST(Planner, LongestItemsComeFirst) {
 
 TEST(Planner, InvariantPiecesEndAtSegments) {
     Batch batch;
-    batch.add(1, 100000);
+    batch.add(1, 400000);
     batch.add(1, 100);
     batch.add(300, 50000);
     PlanConfig c = config_for(batch, kHopper, 8, 1, 128);
@@ -281,7 +281,7 @@ TEST(Planner, InvariantPiecesEndAtSegments) {
         EXPECT_EQ(w.block_begin * c.block_n % kSegmentKeys, 0);
         pieces += w.seq == 0;
     }
-    EXPECT_GT(pieces, 4);
+    EXPECT_GT(pieces, 8);
 }
 
 TEST(Planner, WindowsSkipBlocks) {
