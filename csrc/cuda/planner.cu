@@ -1,7 +1,7 @@
 // Launch of the device planner.
 #include "core/check.h"
+#include "cuda/launch.h"
 #include "cuda/planner_kernel.cuh"
-#include "cuda/shared_memory.h"
 #include "device/barrier.cuh"
 #include "varattn/varattn.hpp"
 
@@ -31,22 +31,8 @@ void make_plan_cuda(const PlanConfig& config, const SequenceLengths& lengths, vo
     const PlannerParams params{config,          cost_model(kernel),  tile_shape(config),
                                lengths,         plan_layout(config), static_cast<char*>(plan),
                                num_ctas(config)};
-    const int device = allow_shared_memory<plan_kernel>(sizeof(SharedMemory), "plan");
-    int capability = 0;
-    check_cuda(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device), "plan",
-               "cudaDeviceGetAttribute");
-    // Starts while the kernel before runs out.
-    cudaLaunchAttribute overlap{};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t launch{};
-    launch.gridDim = dim3(params.num_ctas);
-    launch.blockDim = dim3(kThreads);
-    launch.dynamicSmemBytes = sizeof(SharedMemory);
-    launch.stream = stream;
-    launch.attrs = &overlap;
-    launch.numAttrs = capability >= 9 ? 1 : 0;
-    check_cuda(cudaLaunchKernelEx(&launch, plan_kernel, params), "plan", "launch of the planner");
+    const bool starts_early = current_device("plan").compute_capability >= 90;
+    launch_kernel<plan_kernel>(params, {params.num_ctas, kThreads, sizeof(SharedMemory), starts_early}, stream, "plan");
 }
 
 }  // namespace varattn

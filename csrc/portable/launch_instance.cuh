@@ -1,7 +1,7 @@
 // The body of an instance file.
 #pragma once
 
-#include "cuda/shared_memory.h"
+#include "cuda/launch.h"
 #include "portable/kernel.cuh"
 #include "portable/launch.h"
 
@@ -12,9 +12,7 @@ void launch_instance(const AttentionParams& params, cudaStream_t stream) {
     using C = Config<T, kDim>;
     constexpr int kBytes = sizeof(SharedMemory<C>);
     static_assert(kBytes <= 99 * 1024, "compute capability 8.6 has no more");
-    allow_shared_memory<attention_kernel<C>>(kBytes, "mha_varlen");
-    attention_kernel<C><<<params.config.num_ctas, kThreads, kBytes, stream>>>(params);
-    check_cuda(cudaGetLastError(), "mha_varlen", "launch of the portable kernel");
+    launch_kernel<attention_kernel<C>>(params, {params.config.num_ctas, kThreads, kBytes, false}, stream, "mha_varlen");
 }
 
 }  // namespace varattn::portable

@@ -1,7 +1,7 @@
 // Launch of one instance.
 #pragma once
 
-#include "cuda/shared_memory.h"
+#include "cuda/launch.h"
 #include "sm90/kernel.cuh"
 
 namespace varattn::sm90 {
@@ -10,23 +10,11 @@ template <class C>
 void launch_instance(const LaunchParams& params, cudaStream_t stream) {
     constexpr int kSharedBytes = sizeof(SharedMemory<C>) + 1024;  // and room to align it
     static_assert(kSharedBytes <= 227 * 1024);
-    const int device = allow_shared_memory<attention_kernel<C>>(kSharedBytes, "mha_varlen");
     const int num_ctas = params.a.config.num_ctas;
-    // Unless SMs are to be left free: waiting CTAs would take them.
-    int num_sms = 0;
-    check_cuda(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device), "mha_varlen",
-               "cudaDeviceGetAttribute");
-    cudaLaunchAttribute overlap{};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(num_ctas);
-    config.blockDim = dim3(C::kThreads);
-    config.dynamicSmemBytes = kSharedBytes;
-    config.stream = stream;
-    config.attrs = &overlap;
-    config.numAttrs = num_ctas == num_sms ? 1 : 0;
-    check_cuda(cudaLaunchKernelEx(&config, attention_kernel<C>, params), "mha_varlen", "launch");
+    // Not if SMs are to be left free: waiting CTAs would take them.
+    const bool starts_early = num_ctas == current_device("mha_varlen").num_sms;
+    launch_kernel<attention_kernel<C>>(params, {num_ctas, C::kThreads, kSharedBytes, starts_early}, stream,
+                                       "mha_varlen");
 }
 
 // One a file (instance_*.cu), so that they compile side by side.

@@ -1,0 +1,56 @@
+// Launches of kernels: shared memory beyond the 48 KiB that every kernel may have, and early starts.
+#pragma once
+
+#include <atomic>
+
+#include "cuda/cuda_check.h"
+#include "varattn/varattn.hpp"
+
+namespace varattn {
+
+struct LaunchShape {
+    int num_ctas, num_threads, shared_bytes;
+    // The kernel may start while the one before it on the stream runs out. It then has to wait for that one itself
+    // (device::await_previous_kernel). Compute capability 9.0 and up.
+    bool starts_early;
+};
+
+inline int current_device_index(const char* function) {
+    int device = 0;
+    check_cuda(cudaGetDevice(&device), function, "cudaGetDevice");
+    return device;
+}
+inline Device current_device(const char* function) { return cuda_device(current_device_index(function)); }
+
+// Lets `kKernel` be launched with `bytes` of dynamic shared memory on the current device. The limit is a device's own: it is
+// set once for each, and `bytes` are the same in every call.
+template <auto kKernel>
+void allow_shared_memory(int bytes, const char* function) {
+    static constexpr int kMaxDevices = 64;  // beyond, it is set at each launch
+    static std::atomic<bool> allowed[kMaxDevices];
+    const int device = current_device_index(function);
+    if (device < kMaxDevices && allowed[device]) return;
+    const auto* kernel = reinterpret_cast<const void*>(kKernel);
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), function,
+               "cudaFuncSetAttribute");
+    if (device < kMaxDevices) allowed[device] = true;
+}
+
+// Launches `kKernel` with its one argument. `function` is what errors name.
+template <auto kKernel, class Params>
+void launch_kernel(const Params& params, const LaunchShape& shape, cudaStream_t stream, const char* function) {
+    allow_shared_memory<kKernel>(shape.shared_bytes, function);
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(shape.num_ctas);
+    config.blockDim = dim3(shape.num_threads);
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = shape.starts_early ? 1 : 0;
+    check_cuda(cudaLaunchKernelEx(&config, kKernel, params), function, "launch");
+}
+
+}  // namespace varattn
