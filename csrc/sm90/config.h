@@ -71,7 +71,7 @@ struct QueueShape {
 
 template <class C>
 struct alignas(1024) SharedMemory {
-    uint8_t q[C::kQSlots][C::kQBytes];  // later the output tile, or the warps' partial outputs in decode mode
+    uint8_t q[C::kQSlots][C::kQBytes];  // later the warps' partial outputs in decode mode
     uint8_t kv[C::kStages][C::kStageBytes];
     Work work[kItemSlots];
     float decode_max[kDecodeWarps][kDecodeRows];

@@ -45,7 +45,6 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     int32_t whole_begin, whole_end;  // blocks outside hold keys that some row of the warpgroup does not see
     int32_t block, last_block;
     auto task = [&]() -> const Work& { return sm.work[slot.stage]; };
-    auto q_tile = [&](int stage) { return sm.q[stage] + wg * 64 * 128; };
     auto begin_task = [&] {
         const Work& w = task();
         whole_begin = w.whole_begin[wg];
@@ -65,7 +64,9 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         if (lane == 0) mbarrier_arrive(&sm.kv_empty[stage]);
     };
 
-    auto q_descriptor = [&] { return swizzle128_descriptor(warp_uniform(smem_address(q_tile(q_slot.stage))), 1024); };
+    auto q_descriptor = [&] {
+        return swizzle128_descriptor(warp_uniform(smem_address(sm.q[q_slot.stage] + wg * 64 * 128)), 1024);
+    };
     auto k_descriptor = [&](int stage) {
         return swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024);
     };
@@ -191,8 +192,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         softmax.sum[0] += block_sum[0];
         softmax.sum[1] += block_sum[1];
     };
-    auto write = [&](const Work& done, int q_stage, const RowSoftmax<kScores>& sums) {
-        write_prefill<C>(p, done, q_tile(q_stage), &sm.q_empty[q_stage], o, sums.top, sums.sum, wg, opaque(thread));
+    auto write = [&](const Work& done, const RowSoftmax<kScores>& sums) {
+        write_prefill<C>(p, done, o, sums.top, sums.sum, wg, opaque(thread));
 #pragma unroll
         for (int g = 0; g < kOutGroups; ++g)
 #pragma unroll
@@ -225,14 +226,15 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
             chained = sm.work[next_slot.stage].chained;
         }
         if (task().last_is_dirty) clean(task(), chained ? kv.next() : kv);
-        const int done_slot = slot.stage, done_q = q_slot.stage;
+        const int done_slot = slot.stage;
+        if (lane == 0) mbarrier_arrive(&sm.q_empty[q_slot.stage]);  // the last product with its keys is done
         q_slot.advance();
         if (!chained) {
             await_block(kv);
             multiply_values(v_descriptor(kv.stage));
             await_values(kv.stage);
             kv.advance();
-            write(task(), done_q, softmax);
+            write(task(), softmax);
             return;
         }
         const RowSoftmax<kScores> done_softmax = softmax;
@@ -240,7 +242,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         begin_task();
         await_round();
         round(std::false_type{});
-        write(sm.work[done_slot], done_q, done_softmax);
+        write(sm.work[done_slot], done_softmax);
         end_task(p, sm, done_slot, thread);
     }
 }

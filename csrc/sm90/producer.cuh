@@ -190,24 +190,21 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
         mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity());
         if (is_scheduler && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);
         const uint32_t stage = smem_address(sm.kv[kv.stage]);
-#pragma unroll 2
-        for (int i = 0; i < boxes; ++i) {
-            const int page = __shfl_sync(~0u, from.start.page, from.first_lane + i);
-            const int row = __shfl_sync(~0u, from.start.row, from.first_lane + i);
+        // Each lane issues the box whose start it holds.
+        const int i = lane - from.first_lane;
+        if (i >= 0 && i < boxes) {
             const int offset = (first_box + i) * p.box_rows * 128;
-            if (elect_one()) {
-                if (from.whole) {
-                    tma_load_5d(stage + offset * C::kParts, whole_map, full, from.decode ? kEvictFirst : kEvictNormal,
-                                0, row, 0, from.head_kv, page);
-                } else {
+            if (from.whole) {
+                tma_load_5d(stage + offset * C::kParts, whole_map, full, from.decode ? kEvictFirst : kEvictNormal, 0,
+                            from.start.row, 0, from.head_kv, from.start.page);
+            } else {
 #pragma unroll
-                    for (int part = 0; part < C::kParts; ++part)
-                        tma_load_4d(stage + part * C::kKvPartBytes + offset, map, full, part * kPartDims, row,
-                                    from.head_kv, page);
-                }
+                for (int part = 0; part < C::kParts; ++part)
+                    tma_load_4d(stage + part * C::kKvPartBytes + offset, map, full, part * kPartDims, from.start.row,
+                                from.head_kv, from.start.page);
             }
-            __syncwarp();
         }
+        __syncwarp();
         kv.advance();
     };
     // V lags one block behind K, which is the order in which the consumers need them: K0 K1 V0 K2 V1 ...
