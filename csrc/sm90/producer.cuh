@@ -15,10 +15,10 @@ namespace varattn::sm90 {
 
 using namespace device;
 
-// Takes tasks from the end of the queue that the plan assigns to this CTA, and publishes them. The first one is known from
-// the plan. Each next one is popped while the last blocks of the one before are copied: early enough to hide two trips to
-// memory, late enough to leave it to a CTA that is free sooner. Short tasks end before the trips do, so during those the
-// task after the next one is popped as well.
+// Takes tasks from the end of the queue that the plan assigns to this CTA, publishes them and loads their Q. The first one is
+// known from the plan. Each next one takes its steps while the last blocks of the one before are copied: popped, its item
+// fetched, published, with a block between two steps to hide the trip to memory. Any earlier, and a CTA that is free sooner
+// could not have it. Short prefills are over before those trips, so the one after such a task is popped with it.
 template <class C>
 struct Scheduler {
     struct Task {
@@ -26,21 +26,25 @@ struct Scheduler {
     };
     static constexpr int kItemWords = sizeof(WorkItem) / 4;
     static_assert(offsetof(Work, item_index) == 4 * kItemWords && offsetof(Work, head_kv) == 4 * kItemWords + 4);
+    static constexpr int kFirstStep = 4, kShortPrefill = 2;  // blocks
 
     const LaunchParams& p;
     SharedMemory<C>& sm;
     const int lane;
-    bool has_popped = false, has_next = false;
-    unsigned long long popped = 0;  // the answer is in flight
-    int32_t word;                   // of the next Work, the one at `lane`
+    bool has_popped, has_item, has_published, has_q;  // of the next task; Q of the one published last
+    unsigned long long popped;                        // the answer is in flight
+    int32_t word;                                     // of its Work, the one at `lane`, in flight
     RingPosition<kItemSlots> slot;
+    RingPosition<C::kQSlots> q_slot;
 
-    __device__ Scheduler(const LaunchParams& p, SharedMemory<C>& sm, int lane) : p(p), sm(sm), lane(lane) {
+    __device__ __forceinline__ void begin() {
         const auto& header = *static_cast<const PlanHeader*>(p.a.plan);
         sm.queue.num_tasks = header.num_items * p.a.config.num_heads_kv;
         sm.queue.num_front_items = header.num_front_items;
         sm.queue.num_front_ctas = header.num_front_ctas;
         __syncwarp();
+        has_popped = has_published = false;
+        has_q = true;
         fetch(min_of(blockIdx.x, sm.queue.num_front_ctas), from_front() ? 0 : blockIdx.x - sm.queue.num_front_ctas);
     }
 
@@ -61,7 +65,7 @@ struct Scheduler {
     }
     // Starts to load the item of the task that was popped after `front` others from the front and `back` from the back.
     __device__ __forceinline__ void fetch(uint32_t front, uint32_t back) {
-        has_next = true;
+        has_item = true;
         word = -1;
         if (front + back >= sm.queue.num_tasks) return;
         const Task task = locate(from_front() ? front : sm.queue.num_tasks - 1 - back);
@@ -70,9 +74,25 @@ struct Scheduler {
         word = lane < kItemWords ? item[lane] : lane == kItemWords ? task.item : task.head_kv;
     }
     // To be called after each block of a task is copied.
-    __device__ __forceinline__ void prepare(int blocks_left, bool is_short) {
-        if (has_popped && !has_next && (blocks_left <= 2 || is_short)) fetch_popped();
-        if (!has_popped && (has_next ? is_short : blocks_left <= 4)) pop();
+    __device__ __forceinline__ void prepare(int blocks_left) {
+        if (has_published)
+            load_q(false);
+        else if (blocks_left <= kFirstStep)
+            step();
+    }
+    // Publishes the next task, or the end, unless it is published already.
+    __device__ __forceinline__ void finish() {
+        while (!has_published)
+            step();
+        has_published = false;
+    }
+    __device__ __forceinline__ void step() {
+        if (has_item)
+            publish();
+        else if (has_popped)
+            fetch_popped();
+        else
+            pop();
     }
     // The task at a position of the queue. The heads of a decode item are neighbours in the queue, since their keys are
     // neighbours in memory. Prefill items come in sections of as few heads as fill the GPU twice, so that the tiles that
@@ -89,10 +109,7 @@ struct Scheduler {
         }
         return {static_cast<int32_t>(task / heads), static_cast<int32_t>(first_head + task % heads)};
     }
-    // Publishes the next item, or the end.
     __device__ __forceinline__ void publish() {
-        if (!has_next && !has_popped) pop();
-        if (!has_next) fetch_popped();
         mbarrier_wait(&sm.item_empty[slot.stage], slot.empty_parity());
         Work& to = sm.work[slot.stage];
         if (lane < kItemWords + 2) reinterpret_cast<int32_t*>(&to)[lane] = word;
@@ -109,8 +126,33 @@ struct Scheduler {
         if (lane < C::kConsumerWarpgroups && to.head_kv >= 0) find_whole_blocks<C>(p, to, lane);
         __syncwarp();
         if (lane == 0) mbarrier_arrive(&sm.item_full[slot.stage]);
+        has_item = false;
+        has_published = true;
+        has_q = to.head_kv < 0 || to.num_rows == 0 || to.num_blocks == 0;
+        if (to.head_kv >= 0 && !to.decode && to.num_blocks <= kShortPrefill) pop();
         slot.advance();
-        has_next = false;
+        load_q(false);
+    }
+    // Loads Q of the task published last, once the task before the one before has left its slot.
+    __device__ __forceinline__ void load_q(bool wait) {
+        if (has_q) return;
+        if (wait)
+            mbarrier_wait(&sm.q_empty[q_slot.stage], q_slot.empty_parity());
+        else if (!__all_sync(~0u, mbarrier_test(&sm.q_empty[q_slot.stage], q_slot.empty_parity())))
+            return;
+        const Work& w = sm.work[(slot.stage + kItemSlots - 1) % kItemSlots];
+        if (elect_one()) {
+            uint64_t* full = &sm.q_full[q_slot.stage];
+            mbarrier_arrive_expect_bytes(full, p.q_box_rows[w.decode] * 128 * C::kParts);
+#pragma unroll
+            for (int part = 0; part < C::kParts; ++part)
+                tma_load_3d(smem_address(sm.q[q_slot.stage]) + part * C::kQPartBytes,
+                            w.decode ? &p.q_decode : &p.q_prefill, full, part * kPartDims, w.head_kv * p.group,
+                            w.q_row);
+        }
+        __syncwarp();
+        has_q = true;
+        q_slot.advance();
     }
     // The last CTA to leave restores the queue.
     __device__ __forceinline__ void leave() {
@@ -155,23 +197,6 @@ struct BlockSource {
 };
 
 template <class C>
-__device__ __forceinline__ void load_q(const LaunchParams& p, SharedMemory<C>& sm, const Work& w,
-                                       RingPosition<C::kQSlots>& slot) {
-    mbarrier_wait(&sm.q_empty[slot.stage], slot.empty_parity());
-    if (elect_one()) {
-        const int rows = p.q_box_rows[w.decode];
-        uint64_t* full = &sm.q_full[slot.stage];
-        mbarrier_arrive_expect_bytes(full, rows * 128 * C::kParts);
-#pragma unroll
-        for (int part = 0; part < C::kParts; ++part)
-            tma_load_3d(smem_address(sm.q[slot.stage]) + part * C::kQPartBytes, w.decode ? &p.q_decode : &p.q_prefill,
-                        full, part * kPartDims, w.head_kv * p.group, w.q_row);
-    }
-    __syncwarp();
-    slot.advance();
-}
-
-template <class C>
 __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
     int lane;  // which the assembler can read again instead of keeping it: registers are few here
     asm("mov.u32 %0, %%laneid;" : "=r"(lane));
@@ -181,7 +206,6 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
     const int boxes = num_boxes / num_warps, first_box = warp * boxes;  // of this warp: at most 32
 
     RingPosition<C::kStages> kv;
-    RingPosition<C::kQSlots> q_slot;
     RingPosition<kItemSlots> slot;
 
     // Copies this warp's share of a K or V block into the next stage. Warp 0 announces the bytes of all.
@@ -214,7 +238,8 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
         if (late_v.head_kv >= 0) copy(late_v, &p.v, &p.v_whole);
         late_v.head_kv = -1;
     };
-    Scheduler<C> scheduler(p, sm, lane);  // warp 0 alone uses it
+    Scheduler<C> scheduler{p, sm, lane};  // warp 0 alone uses it
+    if (is_scheduler) scheduler.begin();
     auto copy_item = [&](const Work& w) {
         // The lanes read the block table for as many blocks as they can hold, one such group ahead of the copies: it may
         // have to come from memory, which copies of its own make slow.
@@ -225,8 +250,6 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
                                        : find_box(p, w, block * C::kBlockN + (first_box + lane % boxes) * p.box_rows);
         };
         BoxStart next = find_boxes(w.block_end - 1), now = next;
-        // A Q slot that still holds the last output but one must not keep back the first keys of a short prefill.
-        if (is_scheduler && w.decode) load_q<C>(p, sm, w, q_slot);
         // Prefill wants 64-dim parts of all keys one after the other; decode takes them box by box.
         const bool whole = p.has_whole && (w.decode || num_boxes == 1);
         int left = 0;  // blocks of `now`
@@ -238,14 +261,14 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
             }
             const BlockSource source{now, (group - left) * boxes, w.head_kv, whole, w.decode};
             copy(source, &p.k, &p.k_whole);
-            if (is_scheduler && !w.decode && block == w.block_end - 1) load_q<C>(p, sm, w, q_slot);
+            if (is_scheduler && block == w.block_end - 1) scheduler.load_q(true);
             copy_late_v();
-            if (is_scheduler) scheduler.prepare(block - first_block + 1, w.num_blocks <= 4);
+            if (is_scheduler) scheduler.prepare(block - first_block + 1);
             late_v = source;
         }
     };
     for (;;) {
-        if (is_scheduler) scheduler.publish();
+        if (is_scheduler) scheduler.finish();
         mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());
         const Work& w = sm.work[slot.stage];
         if (w.head_kv < 0) break;
