@@ -34,11 +34,12 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     const int lane = thread % 32, row = wg * 64 + thread / 32 % 4 * 16 + lane / 4;  // and row + 8
 
     constexpr int kEarly = C::kEarlyScores;
+    constexpr bool kChains = C::kQSlots > 1;  // tasks
     // Zeroed before each task. Without that the assembler takes the accumulators as live all through the loop over tasks,
     // decode included, which then spills.
     float o[kOutGroups][kOutRegs] = {};
     float s[kScores];
-    uint32_t prob[kScores / 2];
+    uint32_t prob[kScores / 2] = {};
     RowSoftmax<kScores> softmax;
 
     // Of the task whose scores are next.
@@ -55,10 +56,6 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     };
     auto await_block = [&](const RingPosition<C::kStages>& at) {
         mbarrier_wait(&sm.kv_full[at.stage], at.full_parity());
-    };
-    auto await_round = [&] {
-        await_block(kv);
-        await_block(kv.next());
     };
     auto release = [&](int stage) {
         if (lane == 0) mbarrier_arrive(&sm.kv_empty[stage]);
@@ -94,18 +91,17 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
                 wgmma_rs<T>(o[g], prob + kk * 4, advance(v_desc, g * 2 * C::kKvPartBytes + kk * 2048));
         wgmma_commit();
     };
-    auto await_keys = [&](int stage, auto pending) {
-        wgmma_wait<decltype(pending)::value>();
+    auto await_keys = [&](int stage, auto beside_values) {  // whose product goes on
+        wgmma_wait<decltype(beside_values)::value>();
         pin_registers(s);
         release(stage);
     };
-    auto await_values = [&](int stage) {
+    auto await_values = [&] {
         wgmma_wait<0>();
 #pragma unroll
         for (int g = 0; g < kOutGroups; ++g)
             pin_registers(o[g]);
         pin_registers(prob);
-        release(stage);
     };
     // V of a block that holds keys outside [key_begin, key_end) is cleaned while no product is in flight: a branch beside
     // products would make the compiler serialise them.
@@ -166,15 +162,16 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     };
 
     // Multiplies the probabilities of one block by its values, and makes those of the next, which is `block`. The stages at
-    // `kv`: K of the next, V of the one.
-    auto round = [&](auto same_task) {
-        const RingPosition<C::kStages> v_at = kv.next();
+    // `kv`: K of the next, V of the one. Without a block before, the product takes K in place of V, and means nothing.
+    auto round = [&](auto same_task, bool has_values) {
+        constexpr bool kMayHaveValues = decltype(same_task)::value || kChains;
+        const RingPosition<C::kStages> v_at = has_values ? kv.next() : kv;
         const uint64_t q_desc = q_descriptor(), k_desc = k_descriptor(kv.stage), v_desc = v_descriptor(v_at.stage);
         take_turn();
         multiply_keys(q_desc, k_desc);
-        multiply_values(v_desc);
+        if constexpr (kMayHaveValues) multiply_values(v_desc);
         pass_turn();
-        await_keys(kv.stage, std::integral_constant<int, 1>{});
+        await_keys(kv.stage, std::bool_constant<kMayHaveValues>{});
         finish_scores();
         kv = v_at.next();
         if constexpr (!decltype(same_task)::value) begin_softmax();
@@ -182,7 +179,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         float early[kEarly], late[kScores - kEarly];
         softmax.template exponentiate<0, kEarly>(s, p.scale_log2, early, block_sum);
         if (block > last_block) await_block(kv);
-        await_values(v_at.stage);
+        if constexpr (kMayHaveValues) await_values();
+        if (has_values) release(v_at.stage);
         if (block > last_block) await_block(kv.next());
         pack(early, 0);
         softmax.template exponentiate<kEarly, kScores - kEarly>(s, p.scale_log2, late, block_sum);
@@ -192,58 +190,51 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         softmax.sum[0] += block_sum[0];
         softmax.sum[1] += block_sum[1];
     };
-    auto write = [&](const Work& done, const RowSoftmax<kScores>& sums) {
-        write_prefill<C>(p, done, o, sums.top, sums.sum, wg, opaque(thread));
+
+    // Each turn of the loop ends one task, unless it is the first, and begins the next, unless there is none.
+    int done_slot = -1;
+    RowSoftmax<kScores> done_softmax;
+    for (bool has_next = true;;) {
+        const bool has_done = done_slot >= 0;
+        await_block(kv);
+        if (has_next) {
+            begin_task();
+            if (has_done) await_block(kv.next());
+            round(std::false_type{}, has_done);
+        } else {
+            multiply_values(v_descriptor(kv.stage));
+            await_values();
+            release(kv.stage);
+            kv.advance();
+        }
+        if (has_done)
+            write_prefill<C>(p, sm.work[done_slot], o, done_softmax.top, done_softmax.sum, wg, opaque(thread));
+        if (!has_next) return;
+        if (has_done) end_task(p, sm, done_slot, thread);
 #pragma unroll
         for (int g = 0; g < kOutGroups; ++g)
 #pragma unroll
             for (int i = 0; i < kOutRegs; ++i)
                 o[g][i] = 0.f;
-    };
 
-    begin_task();
-    await_block(kv);
-    take_turn();
-    multiply_keys(q_descriptor(), k_descriptor(kv.stage));
-    pass_turn();
-    await_keys(kv.stage, std::integral_constant<int, 0>{});
-    kv.advance();
-    finish_scores();
-    begin_softmax();
-    finish_block(softmax.sum);
-    if (block > last_block) await_round();
-    for (;;) {
         if (block > last_block && task().first_is_dirty) clean(task(), kv.next());
         while (block > last_block) {
             --block;
-            round(std::true_type{});
+            round(std::true_type{}, true);
         }
         // The probabilities are those of the last block.
         const RingPosition<kItemSlots> next_slot = slot.next();
-        bool chained = task().chained;
-        if (chained) {
+        has_next = kChains && task().chained;
+        if (has_next) {
             mbarrier_wait(&sm.item_full[next_slot.stage], next_slot.full_parity());
-            chained = sm.work[next_slot.stage].chained;
+            has_next = sm.work[next_slot.stage].chained;
         }
-        if (task().last_is_dirty) clean(task(), chained ? kv.next() : kv);
-        const int done_slot = slot.stage;
+        if (task().last_is_dirty) clean(task(), has_next ? kv.next() : kv);
         if (lane == 0) mbarrier_arrive(&sm.q_empty[q_slot.stage]);  // the last product with its keys is done
         q_slot.advance();
-        if (!chained) {
-            await_block(kv);
-            multiply_values(v_descriptor(kv.stage));
-            await_values(kv.stage);
-            kv.advance();
-            write(task(), softmax);
-            return;
-        }
-        const RowSoftmax<kScores> done_softmax = softmax;
-        slot = next_slot;
-        begin_task();
-        await_round();
-        round(std::false_type{});
-        write(sm.work[done_slot], done_softmax);
-        end_task(p, sm, done_slot, thread);
+        done_slot = slot.stage;
+        done_softmax = softmax;
+        if (has_next) slot = next_slot;
     }
 }
 
