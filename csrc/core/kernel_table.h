@@ -47,7 +47,7 @@ inline constexpr KernelConfig kKernelTable[kNumKernels] = {
     // registers for blocks of 64 keys, and none for a decode mode. Decode: an SM streams about 75 GB/s, the memory 4,250.
     {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 192, 16, 128, 1, 4000, 1350, 2000,
      440, 57},
-    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1, 3900, 1400, 2000,
+    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1, 2600, 1480, 3000,
      870, 57},
     {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 90, 100, false, true, 256, 128, 128, 0, 64, 1, 4500, 1500, 2000,
      870, 57},
