@@ -9,7 +9,8 @@
 
 namespace varattn::sm90 {
 
-inline constexpr int kProducerWarps = 4;
+inline constexpr int kProducerWarps = 4;  // a warpgroup: copiers of K and V, and the scheduler
+inline constexpr int kMaxCopyWarps = 2, kSchedulerWarp = 3;
 inline constexpr int kDecodeRows = 16;  // decode: one mma.sync row tile
 inline constexpr int kDecodeWarps = 8;  // which share the keys; more only wait
 inline constexpr int kPartDims = 64;    // a 128-byte line of shared memory holds 64 elements
@@ -64,11 +65,6 @@ struct Work {
     uint64_t begin_ns;  // of a trace: when the task was published
 };
 
-// Of the plan: where the ends of the queue are.
-struct QueueShape {
-    uint32_t num_tasks, num_front_items, num_front_ctas;
-};
-
 template <class C>
 struct alignas(1024) SharedMemory {
     uint8_t q[C::kQSlots][C::kQBytes];  // later the warps' partial outputs in decode mode
@@ -77,10 +73,10 @@ struct alignas(1024) SharedMemory {
     float decode_max[kDecodeWarps][kDecodeRows];
     float decode_sum[kDecodeWarps][kDecodeRows];
     int32_t is_last_split;
-    QueueShape queue;
     uint64_t q_full[C::kQSlots], q_empty[C::kQSlots];
     uint64_t kv_full[C::kStages], kv_empty[C::kStages];
     uint64_t item_full[kItemSlots], item_empty[kItemSlots];
+    uint64_t item_ends[kItemSlots];  // its last blocks are being copied: time to take the next task
 };
 
 // Copy-engine views. A KV box is 64 dims x box_rows keys; the `whole` maps take all 64-dim parts of box_rows keys at once.

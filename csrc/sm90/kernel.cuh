@@ -6,6 +6,7 @@
 #include "sm90/decode.cuh"
 #include "sm90/prefill.cuh"
 #include "sm90/producer.cuh"
+#include "sm90/scheduler.cuh"
 
 namespace varattn::sm90 {
 
@@ -72,7 +73,8 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
         }
         for (int i = 0; i < kItemSlots; ++i) {
             mbarrier_init(&sm.item_full[i], 1);
-            mbarrier_init(&sm.item_empty[i], C::kConsumerWarps + num_producer_warps<C>(p));
+            mbarrier_init(&sm.item_ends[i], 1);
+            mbarrier_init(&sm.item_empty[i], C::kConsumerWarps + num_copy_warps<C>(p));
         }
         mbarrier_init_fence();
         fence_async_proxy();
@@ -84,7 +86,10 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
     __syncthreads();
     if (warp >= C::kConsumerWarps) {
         lower_register_limit<C::kProducerRegisters>();
-        produce<C>(p, sm, warp - C::kConsumerWarps);
+        if (warp == C::kConsumerWarps + kSchedulerWarp)
+            Scheduler<C>(p, sm, *static_cast<const PlanHeader*>(p.a.plan), lane).run();
+        else
+            copy_keys<C>(p, sm, warp - C::kConsumerWarps);
     } else {
         raise_register_limit<C::kConsumerRegisters>();
         consume<C>(p, sm, warp / 4, threadIdx.x);

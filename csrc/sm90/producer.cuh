@@ -1,10 +1,7 @@
-// The producer warpgroup: up to four warps that pop work items and keep the rings of Q, K and V full.
-// Warp 0 is the scheduler as well. Each warp copies its share of the boxes of every block: small boxes are bound by
-// issue, and one elected lane in each of four warps issues twice as many as one warp's lanes. With fewer boxes there are
-// fewer warps, since a waiting warp takes issue slots and power from the products.
+// The producers: one warp or two that keep the ring of K and V full. Each copies its share of the boxes of every block, a
+// box or two a lane. A block of one box takes one warp: a second would wait, and take issue slots and power from the products.
 #pragma once
 
-#include "core/layout.h"
 #include "device/barrier.cuh"
 #include "device/pipeline.cuh"
 #include "device/tma.cuh"
@@ -14,157 +11,6 @@
 namespace varattn::sm90 {
 
 using namespace device;
-
-// Takes tasks from the end of the queue that the plan assigns to this CTA, publishes them and loads their Q. The first one is
-// known from the plan. Each next one takes its steps while the last blocks of the one before are copied: popped, its item
-// fetched, published, with a block between two steps to hide the trip to memory. Any earlier, and a CTA that is free sooner
-// could not have it. Short prefills are over before those trips, so the one after such a task is popped with it.
-template <class C>
-struct Scheduler {
-    struct Task {
-        int32_t item, head_kv;
-    };
-    static constexpr int kItemWords = sizeof(WorkItem) / 4;
-    static_assert(offsetof(Work, item_index) == 4 * kItemWords && offsetof(Work, head_kv) == 4 * kItemWords + 4);
-    static constexpr int kFirstStep = 4, kShortPrefill = 2;  // blocks
-
-    const LaunchParams& p;
-    SharedMemory<C>& sm;
-    const int lane;
-    bool has_popped, has_item, has_published, has_q;  // of the next task; Q of the one published last
-    unsigned long long popped;                        // the answer is in flight
-    int32_t word;                                     // of its Work, the one at `lane`, in flight
-    RingPosition<kItemSlots> slot;
-    RingPosition<C::kQSlots> q_slot;
-
-    __device__ __forceinline__ void begin() {
-        const auto& header = *static_cast<const PlanHeader*>(p.a.plan);
-        sm.queue.num_tasks = header.num_items * p.a.config.num_heads_kv;
-        sm.queue.num_front_items = header.num_front_items;
-        sm.queue.num_front_ctas = header.num_front_ctas;
-        __syncwarp();
-        has_popped = has_published = false;
-        has_q = true;
-        fetch(min_of(blockIdx.x, sm.queue.num_front_ctas), from_front() ? 0 : blockIdx.x - sm.queue.num_front_ctas);
-    }
-
-    __device__ __forceinline__ bool from_front() const { return blockIdx.x < sm.queue.num_front_ctas; }
-
-    __device__ __forceinline__ QueueState& queue() const { return *static_cast<QueueState*>(p.a.workspace); }
-
-    __device__ __forceinline__ void pop() {
-        if (lane == 0) popped = atomicAdd(&queue().popped, from_front() ? 1ull : 1ull << 32);
-        has_popped = true;
-    }
-    // Of the task that was popped after the first ones, which took no atomic.
-    __device__ __forceinline__ void fetch_popped() {
-        has_popped = false;
-        const unsigned long long at = __shfl_sync(~0u, popped, 0);
-        fetch(sm.queue.num_front_ctas + static_cast<uint32_t>(at),
-              gridDim.x - sm.queue.num_front_ctas + static_cast<uint32_t>(at >> 32));
-    }
-    // Starts to load the item of the task that was popped after `front` others from the front and `back` from the back.
-    __device__ __forceinline__ void fetch(uint32_t front, uint32_t back) {
-        has_item = true;
-        word = -1;
-        if (front + back >= sm.queue.num_tasks) return;
-        const Task task = locate(from_front() ? front : sm.queue.num_tasks - 1 - back);
-        const auto* items = static_cast<const char*>(p.a.plan) + plan_layout(p.a.config).items;
-        const auto* item = reinterpret_cast<const int32_t*>(items) + int64_t{task.item} * kItemWords;
-        word = lane < kItemWords ? item[lane] : lane == kItemWords ? task.item : task.head_kv;
-    }
-    // To be called after each block of a task is copied.
-    __device__ __forceinline__ void prepare(int blocks_left) {
-        if (has_published)
-            load_q(false);
-        else if (blocks_left <= kFirstStep)
-            step();
-    }
-    // Publishes the next task, or the end, unless it is published already.
-    __device__ __forceinline__ void finish() {
-        while (!has_published)
-            step();
-        has_published = false;
-    }
-    __device__ __forceinline__ void step() {
-        if (has_item)
-            publish();
-        else if (has_popped)
-            fetch_popped();
-        else
-            pop();
-    }
-    // The task at a position of the queue. The heads of a decode item are neighbours in the queue, since their keys are
-    // neighbours in memory. Prefill items come in sections of as few heads as fill the GPU twice, so that the tiles that
-    // run at a time share their keys through the L2.
-    __device__ __forceinline__ Task locate(uint32_t task) {
-        const uint32_t num_heads = p.a.config.num_heads_kv, num_front_items = sm.queue.num_front_items;
-        uint32_t first_head = 0, heads = num_heads;
-        if (task < num_front_items * num_heads) {
-            const uint32_t wanted = min_of<uint32_t>(ceil_div(2 * gridDim.x, num_front_items), num_heads);
-            const uint32_t section = task / (num_front_items * wanted);
-            first_head = section * wanted;
-            heads = min_of(wanted, num_heads - first_head);
-            task -= num_front_items * first_head;
-        }
-        return {static_cast<int32_t>(task / heads), static_cast<int32_t>(first_head + task % heads)};
-    }
-    __device__ __forceinline__ void publish() {
-        mbarrier_wait(&sm.item_empty[slot.stage], slot.empty_parity());
-        Work& to = sm.work[slot.stage];
-        if (lane < kItemWords + 2) reinterpret_cast<int32_t*>(&to)[lane] = word;
-        __syncwarp();
-        if (lane == 0) {
-            to.chained = false;
-            if (to.head_kv >= 0) {
-                const uint32_t status = clip_work<C>(p, to);
-                if (status) atomicOr(&static_cast<PlanHeader*>(p.a.plan)->status, status);
-            }
-            if (p.a.trace) to.begin_ns = now_ns();
-        }
-        __syncwarp();
-        if (lane < C::kConsumerWarpgroups && to.head_kv >= 0) find_whole_blocks<C>(p, to, lane);
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive(&sm.item_full[slot.stage]);
-        has_item = false;
-        has_published = true;
-        has_q = to.head_kv < 0 || to.num_rows == 0 || to.num_blocks == 0;
-        if (to.head_kv >= 0 && !to.decode && to.num_blocks <= kShortPrefill) pop();
-        slot.advance();
-        load_q(false);
-    }
-    // Loads Q of the task published last, once the task before the one before has left its slot.
-    __device__ __forceinline__ void load_q(bool wait) {
-        if (has_q) return;
-        if (wait)
-            mbarrier_wait(&sm.q_empty[q_slot.stage], q_slot.empty_parity());
-        else if (!__all_sync(~0u, mbarrier_test(&sm.q_empty[q_slot.stage], q_slot.empty_parity())))
-            return;
-        const Work& w = sm.work[(slot.stage + kItemSlots - 1) % kItemSlots];
-        if (elect_one()) {
-            uint64_t* full = &sm.q_full[q_slot.stage];
-            mbarrier_arrive_expect_bytes(full, p.q_box_rows[w.decode] * 128 * C::kParts);
-#pragma unroll
-            for (int part = 0; part < C::kParts; ++part)
-                tma_load_3d(smem_address(sm.q[q_slot.stage]) + part * C::kQPartBytes,
-                            w.decode ? &p.q_decode : &p.q_prefill, full, part * kPartDims, w.head_kv * p.group,
-                            w.q_row);
-        }
-        __syncwarp();
-        has_q = true;
-        q_slot.advance();
-    }
-    // The last CTA to leave restores the queue.
-    __device__ __forceinline__ void leave() {
-        if (lane == 0) {
-            __threadfence();
-            if (atomicAdd(&queue().num_done, 1u) == gridDim.x - 1) {
-                queue().popped = 0;
-                queue().num_done = 0;
-            }
-        }
-    }
-};
 
 // Where a KV box starts: page (or num_pages: the copy engine fills with zeros) and row in the page.
 struct BoxStart {
@@ -187,9 +33,9 @@ __device__ __forceinline__ BoxStart check_page(const LaunchParams& p, BoxStart s
     return start;
 }
 
-// A KV block as a warp copies it: lane first_lane + i holds the start of the warp's box i.
+// A KV block as a warp copies it: lane first_lane + i holds the start of the warp's box i, and that of box i + 32.
 struct BlockSource {
-    BoxStart start;
+    BoxStart start[2];
     int32_t first_lane;
     int32_t head_kv;
     bool whole;   // copy all 64-dim parts of a box at once
@@ -197,35 +43,38 @@ struct BlockSource {
 };
 
 template <class C>
-__device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
+__device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
     int lane;  // which the assembler can read again instead of keeping it: registers are few here
     asm("mov.u32 %0, %%laneid;" : "=r"(lane));
-    const bool is_scheduler = warp == 0;
-    const int num_boxes = C::kBlockN / p.box_rows, num_warps = num_producer_warps<C>(p);
+    const bool leads = warp == 0;
+    const int num_boxes = C::kBlockN / p.box_rows, num_warps = num_copy_warps<C>(p);
     if (warp >= num_warps) return;
-    const int boxes = num_boxes / num_warps, first_box = warp * boxes;  // of this warp: at most 32
+    const int boxes = num_boxes / num_warps, first_box = warp * boxes;  // of this warp: at most 64
 
     RingPosition<C::kStages> kv;
     RingPosition<kItemSlots> slot;
 
-    // Copies this warp's share of a K or V block into the next stage. Warp 0 announces the bytes of all.
+    // Copies this warp's share of a K or V block into the next stage. The first warp announces the bytes of all.
     auto copy = [&](const BlockSource& from, const CUtensorMap* map, const CUtensorMap* whole_map) {
         uint64_t* full = &sm.kv_full[kv.stage];
         mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity());
-        if (is_scheduler && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);
+        if (leads && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);
         const uint32_t stage = smem_address(sm.kv[kv.stage]);
-        // Each lane issues the box whose start it holds.
-        const int i = lane - from.first_lane;
-        if (i >= 0 && i < boxes) {
+        // Each lane issues the boxes whose starts it holds.
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            const int i = lane - from.first_lane + k * 32;
+            if (i < 0 || i >= boxes) continue;
+            const auto [page, row] = from.start[k];
             const int offset = (first_box + i) * p.box_rows * 128;
             if (from.whole) {
                 tma_load_5d(stage + offset * C::kParts, whole_map, full, from.decode ? kEvictFirst : kEvictNormal, 0,
-                            from.start.row, 0, from.head_kv, from.start.page);
+                            row, 0, from.head_kv, page);
             } else {
 #pragma unroll
                 for (int part = 0; part < C::kParts; ++part)
-                    tma_load_4d(stage + part * C::kKvPartBytes + offset, map, full, part * kPartDims, from.start.row,
-                                from.head_kv, from.start.page);
+                    tma_load_4d(stage + part * C::kKvPartBytes + offset, map, full, part * kPartDims, row, from.head_kv,
+                                page);
             }
         }
         __syncwarp();
@@ -238,52 +87,61 @@ __device__ void produce(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
         if (late_v.head_kv >= 0) copy(late_v, &p.v, &p.v_whole);
         late_v.head_kv = -1;
     };
-    Scheduler<C> scheduler{p, sm, lane};  // warp 0 alone uses it
-    if (is_scheduler) scheduler.begin();
+    constexpr int kLastBlocks = 3;  // of a task, while which the next one is taken
+    auto tell_scheduler = [&] {
+        if (leads && lane == 0) mbarrier_arrive(&sm.item_ends[slot.stage]);
+    };
     auto copy_item = [&](const Work& w) {
         // The lanes read the block table for as many blocks as they can hold, one such group ahead of the copies: it may
         // have to come from memory, which copies of its own make slow.
-        const int first_block = w.block_end - w.num_blocks, group = 32 / boxes;
+        const int first_block = w.block_end - w.num_blocks, group = max_of(32 / boxes, 1);
+        BoxStart now[2], next[2];
         auto find_boxes = [&](int block) {
             block -= lane / boxes;
-            return block < first_block ? BoxStart{p.a.num_pages, -1}
-                                       : find_box(p, w, block * C::kBlockN + (first_box + lane % boxes) * p.box_rows);
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                const int box = lane % boxes + k * 32;
+                next[k] = block < first_block || box >= boxes
+                              ? BoxStart{p.a.num_pages, -1}
+                              : find_box(p, w, block * C::kBlockN + (first_box + box) * p.box_rows);
+            }
         };
-        BoxStart next = find_boxes(w.block_end - 1), now = next;
+        find_boxes(w.block_end - 1);
         // Prefill wants 64-dim parts of all keys one after the other; decode takes them box by box.
         const bool whole = p.has_whole && (w.decode || num_boxes == 1);
         int left = 0;  // blocks of `now`
         for (int block = w.block_end - 1; block >= first_block; --block, --left) {
             if (left == 0) {
-                now = check_page(p, next);
-                next = find_boxes(block - group);
+                now[0] = check_page(p, next[0]);
+                now[1] = check_page(p, next[1]);
+                find_boxes(block - group);
                 left = group;
             }
-            const BlockSource source{now, (group - left) * boxes, w.head_kv, whole, w.decode};
+            if (block - first_block + 1 == min_of(kLastBlocks, w.num_blocks)) tell_scheduler();
+            const BlockSource source{{now[0], now[1]}, (group - left) * boxes, w.head_kv, whole, w.decode};
             copy(source, &p.k, &p.k_whole);
-            if (is_scheduler && block == w.block_end - 1) scheduler.load_q(true);
             copy_late_v();
-            if (is_scheduler) scheduler.prepare(block - first_block + 1);
             late_v = source;
         }
     };
     for (;;) {
-        if (is_scheduler) scheduler.finish();
         mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());
         const Work& w = sm.work[slot.stage];
         if (w.head_kv < 0) break;
         if (!w.chained) copy_late_v();
-        if (w.num_rows > 0 && w.num_blocks > 0) copy_item(w);
+        if (w.num_rows > 0 && w.num_blocks > 0)
+            copy_item(w);
+        else
+            tell_scheduler();
         if (!w.chained) copy_late_v();
         __syncwarp();
         if (lane == 0) {
-            if (p.a.trace && is_scheduler) record(p.a, w.item_index, w.head_kv, kTraceLoad, w.begin_ns);
+            if (p.a.trace && leads) record(p.a, w.item_index, w.head_kv, kTraceLoad, w.begin_ns);
             mbarrier_arrive(&sm.item_empty[slot.stage]);
         }
         slot.advance();
     }
     copy_late_v();
-    if (is_scheduler) scheduler.leave();
 }
 
 }  // namespace varattn::sm90
