@@ -15,7 +15,7 @@ import torch
 
 REPLAY_SECONDS = 0.010  # of one replay, so that the start of a graph does not matter
 MAX_CALLS = 128
-SPIN_CYCLES = 200_000  # keeps the GPU busy while a replay is being submitted
+SPIN_CYCLES = 1_000_000  # keeps the GPU busy while a replay is being submitted
 
 
 @dataclass(frozen=True)
