@@ -124,12 +124,6 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         for (int i = 0; i < static_cast<int>(sizeof(x) / 8); ++i)
             prob[at / 2 + i] = pack2<T>(x[i * 2], x[i * 2 + 1]);
     };
-    // All probabilities of a block.
-    auto finish_block = [&](float (&block_sum)[2]) {
-        float x[kScores];
-        softmax.template exponentiate<0, kScores>(s, p.scale_log2, x, block_sum);
-        pack(x, 0);
-    };
     auto begin_softmax = [&] {  // of a task's first block
         softmax = {};
         softmax.raise(0, true, s, p.scale_log2);
@@ -151,7 +145,9 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
                 }
         }
         block_sum[0] = block_sum[1] = 0.f;
-        finish_block(block_sum);
+        float x[kScores];
+        softmax.template exponentiate<0, kScores>(s, p.scale_log2, x, block_sum);
+        pack(x, 0);
     };
     // The warpgroups take turns at issuing products.
     auto take_turn = [&] {
