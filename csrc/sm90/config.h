@@ -9,7 +9,7 @@
 
 namespace varattn::sm90 {
 
-inline constexpr int kProducerWarps = 4;  // a warpgroup: copiers of K and V, and the scheduler
+inline constexpr int kProducerWarps = 4;  // a warpgroup: copiers of K and V, the scheduler, the rest idle
 inline constexpr int kMaxCopyWarps = 2, kSchedulerWarp = 3;
 inline constexpr int kDecodeRows = 16;  // decode: one mma.sync row tile
 inline constexpr int kDecodeWarps = 8;  // which share the keys; more only wait

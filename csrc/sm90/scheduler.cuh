@@ -77,8 +77,8 @@ private:
         word = lane < kItemWords ? item[lane] : lane == kItemWords ? task.item : task.head_kv;
     }
     // The task at a position of the queue. The heads of a decode item are neighbours in the queue, since their keys are
-    // neighbours in memory. Prefill items come in sections of as few heads as fill the GPU twice, so that the tiles that
-    // run at a time share their keys through the L2.
+    // neighbours in memory. Prefill items come in sections of some heads each, so that the tiles that run at a time share
+    // their keys through the L2: as many sections as have tasks for twice the GPU, by and large.
     __device__ __forceinline__ Task locate(uint32_t task) {
         const uint32_t num_heads = p.a.config.num_heads_kv;
         uint32_t first_head = 0, heads = num_heads;
