@@ -106,7 +106,7 @@ class OurCalls:
 
         plan = make_plan()
 
-        def attend(copy: int) -> None:
+        def attend(copy: int, trace: torch.Tensor | None = None) -> None:
             varattn.mha_varlen(
                 x.q,
                 *x.caches[copy],
@@ -118,6 +118,7 @@ class OurCalls:
                 num_splits=settings.num_splits,
                 sm_margin=sm_margin,
                 out=self.out,
+                trace=trace,
                 **keys,
             )
 

@@ -94,19 +94,19 @@ def ragged(count: int, low: int, high: int, seed: int, skew: float = 1.0) -> lis
     return [int(low + (high - low) * rng.random() ** skew) for _ in range(count)]
 
 
-def _decodes(lengths: list[int], q_len: int = 1) -> tuple[tuple[int, int], ...]:
+def decodes(lengths: list[int], q_len: int = 1) -> tuple[tuple[int, int], ...]:
     return tuple((q_len, n) for n in lengths)
 
 
-def _prefills(lengths: list[int]) -> tuple[tuple[int, int], ...]:
+def prefills(lengths: list[int]) -> tuple[tuple[int, int], ...]:
     return tuple((n, n) for n in lengths)
 
 
 PREFILLS = (
-    ("prefill 1x16k causal", _prefills([16384])),
-    ("prefill 4x4k causal", _prefills([4096] * 4)),
-    ("prefill 16x1k causal", _prefills([1024] * 16)),
-    ("prefill ragged 32 causal", _prefills(ragged(32, 16, 2048, 1, 2.0))),
+    ("prefill 1x16k causal", prefills([16384])),
+    ("prefill 4x4k causal", prefills([4096] * 4)),
+    ("prefill 16x1k causal", prefills([1024] * 16)),
+    ("prefill ragged 32 causal", prefills(ragged(32, 16, 2048, 1, 2.0))),
     ("chunk 2k of 32k", ((2048, 32768),)),
 )
 
@@ -117,47 +117,47 @@ def fixed_steps() -> list[BenchStep]:
         for name, lengths in PREFILLS:
             steps.append(BenchStep(name, "prefill", lengths, page_size=page_size))
     steps += [
-        BenchStep("prefill 1x16k full", "prefill", _prefills([16384]), page_size=PACKED, causal=False),
-        BenchStep("prefill 4x4k causal d64", "prefill", _prefills([4096] * 4), GPT_OSS, PACKED),
-        BenchStep("prefill 4x4k causal d256", "prefill", _prefills([4096] * 4), WIDE, PACKED),
+        BenchStep("prefill 1x16k full", "prefill", prefills([16384]), page_size=PACKED, causal=False),
+        BenchStep("prefill 4x4k causal d64", "prefill", prefills([4096] * 4), GPT_OSS, PACKED),
+        BenchStep("prefill 4x4k causal d256", "prefill", prefills([4096] * 4), WIDE, PACKED),
     ]
     for name, lengths in PREFILLS[1:4]:
         steps.append(BenchStep(name, "prefill", lengths, page_size=128))
-    skewed = _decodes(ragged(128, 64, 32768, 2, 3.0))
+    skewed = decodes(ragged(128, 64, 32768, 2, 3.0))
     for page_size in (16, 128):
         for name, kind, lengths, heads in [
-            ("decode b1 k64k", "decode", _decodes([65536]), LLAMA_8B),
-            ("decode b16 k8k", "decode", _decodes([8192] * 16), LLAMA_8B),
-            ("decode b128 k4k", "decode", _decodes([4096] * 128), LLAMA_8B),
+            ("decode b1 k64k", "decode", decodes([65536]), LLAMA_8B),
+            ("decode b16 k8k", "decode", decodes([8192] * 16), LLAMA_8B),
+            ("decode b128 k4k", "decode", decodes([4096] * 128), LLAMA_8B),
             ("decode ragged b128", "decode", skewed, LLAMA_8B),
             ("decode ragged b128 tp8", "decode", skewed, LLAMA_8B_TP8),
-            ("decode b1024 k1k", "decode", _decodes([1024] * 1024), LLAMA_8B),
-            ("spec q4 b32 ragged", "spec", _decodes(ragged(32, 512, 16384, 3), 4), LLAMA_8B),
+            ("decode b1024 k1k", "decode", decodes([1024] * 1024), LLAMA_8B),
+            ("spec q4 b32 ragged", "spec", decodes(ragged(32, 512, 16384, 3), 4), LLAMA_8B),
             (
                 "mixed 2k chunk + 63 decode",
                 "mixed",
-                ((2048, 4096), *_decodes(ragged(63, 128, 16384, 4, 2.0))),
+                ((2048, 4096), *decodes(ragged(63, 128, 16384, 4, 2.0))),
                 LLAMA_8B,
             ),
             (
                 "mixed qwen7b 128dec + 4x1k",
                 "mixed",
-                _prefills([1024] * 4) + _decodes(ragged(128, 128, 8192, 5)),
+                prefills([1024] * 4) + decodes(ragged(128, 128, 8192, 5)),
                 QWEN_7B,
             ),
-            ("mixed 2x2k + 128 dec 4k", "mixed", _prefills([2048] * 2) + _decodes([4096] * 128), LLAMA_8B),
+            ("mixed 2x2k + 128 dec 4k", "mixed", prefills([2048] * 2) + decodes([4096] * 128), LLAMA_8B),
             (
                 "mixed 1 long decode + 31 short prefill",
                 "mixed",
-                _decodes([65536]) + _prefills([64] * 31),
+                decodes([65536]) + prefills([64] * 31),
                 LLAMA_8B,
             ),
         ]:
             steps.append(BenchStep(name, kind, lengths, heads, page_size))
-        lengths = _decodes([4096] * 128)
+        lengths = decodes([4096] * 128)
         steps.append(BenchStep("decode b128 k4k on 48 SMs", "decode", lengths, page_size=page_size, sms=48))
     for count in (900, 1000):
-        lengths = _decodes([131072] + [256] * (count - 1))
+        lengths = decodes([131072] + [256] * (count - 1))
         steps.append(BenchStep(f"skew 1x128k + {count - 1}x256", "skew", lengths))
     return steps
 

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/check.h"
+#include "core/costs.h"
 #include "core/host_planner.h"
 
 namespace varattn {
@@ -193,7 +194,7 @@ std::string describe_status(uint32_t status) {
 
 void make_plan_cpu(const PlanConfig& config, const SequenceLengths& lengths, void* plan) {
     const KernelConfig& kernel = check_plan_arguments(config, lengths, plan, DeviceType::kCpu, "plan");
-    plan_on_host(config, cost_model(kernel), lengths, plan);
+    plan_on_host(config, cost_model(kernel.id), lengths, plan);
 }
 
 }  // namespace varattn

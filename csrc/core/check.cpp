@@ -70,11 +70,6 @@ void fail(ErrorCode code, const char* function, const std::string& argument, con
     throw Error(code, std::string(function) + ": " + argument + ": got " + got + "; takes " + takes);
 }
 
-CostModel cost_model(const KernelConfig& kernel) {
-    return {kernel.cost_item, kernel.cost_block, kernel.cost_item_decode, kernel.cost_block_decode,
-            kernel.streaming_ctas};
-}
-
 uint32_t differing_fields(const PlanConfig& a, const PlanConfig& b) {
     int32_t a_words[kPlanConfigWords], b_words[kPlanConfigWords];
     std::memcpy(a_words, &a, sizeof a);

@@ -17,8 +17,6 @@ namespace varattn {
 // The kernel table's row of a config. Throws unless the config is one that make_plan_config can return.
 const KernelConfig& checked_kernel(const PlanConfig& config, const char* function);
 
-CostModel cost_model(const KernelConfig& kernel);
-
 // Bit i: word i of the two configs differs.
 uint32_t differing_fields(const PlanConfig& a, const PlanConfig& b);
 

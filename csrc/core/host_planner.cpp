@@ -4,8 +4,6 @@
 #include <cstring>
 #include <vector>
 
-#include "core/kernel_table.h"
-
 namespace varattn {
 namespace {
 
@@ -20,14 +18,6 @@ struct PlannedTile {
     int32_t blocks() const { return tile.blocks.end - tile.blocks.begin; }
     int32_t rows() const { return tile.rows.end - tile.rows.begin; }
 };
-
-constexpr bool costs_fit_31_bits() {
-    for (const KernelConfig& row : kKernelTable)
-        for (const int64_t block : {row.cost_block, row.cost_block_decode})
-            if (kMaxPricedBlocks * block + max_of(row.cost_item, row.cost_item_decode) > 0x7fffffff) return false;
-    return true;
-}
-static_assert(costs_fit_31_bits());
 
 // Most cost of a piece at one end of the queue.
 int32_t choose_target(const PlanConfig& c, const CostModel& costs, const Shares& shares, bool decode,

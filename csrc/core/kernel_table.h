@@ -1,4 +1,4 @@
-// The one table that decides which kernel serves which device and shape, and how its work is cut and priced.
+// The one table that decides which kernel serves which device and shape, and how its work is cut.
 #pragma once
 
 #include <cstdint>
@@ -31,33 +31,26 @@ struct KernelConfig {
     int32_t tile_rows_decode;  // M of decode mode, 0: none
     int32_t block_n;
     int32_t ctas_per_sm;
-    int32_t cost_item, cost_block;                // of a prefill item: fixed, per KV block (about ns)
-    int32_t cost_item_decode, cost_block_decode;  // of a decode item, where memory bandwidth is no limit
-    int32_t streaming_ctas;                       // CTAs whose decode items saturate the memory
 };
 
 inline constexpr int32_t kAnyCapability = 1 << 20, kAnyGroup = 1 << 20;
 
 // The first row that takes the device and the shape serves it.
 inline constexpr KernelConfig kKernelTable[kNumKernels] = {
-    // id, name, device, capability, f32, 16 bit, max D, max G, M, M decode, N, CTAs/SM, costs
-    {kKernelCpu, "cpu", DeviceType::kCpu, 0, kAnyCapability, true, true, 512, kAnyGroup, 64, 0, 64, 1, 500, 1000, 500,
-     1000, 16},
+    // id, name, device, capability, f32, 16 bit, max D, max G, M, M decode, N, CTAs/SM
+    {kKernelCpu, "cpu", DeviceType::kCpu, 0, kAnyCapability, true, true, 512, kAnyGroup, 64, 0, 64, 1},
     // The copy engine's box of Q holds whole tokens, so a group must fit a tile. At head dim 256 the accumulators leave
-    // registers for blocks of 64 keys, and none for a decode mode. Decode: an SM streams about 75 GB/s, the memory 4,250.
-    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 192, 16, 128, 1, 4000, 1350, 2000,
-     440, 57},
-    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1, 2600, 1480, 3000,
-     870, 57},
-    {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 90, 100, false, true, 256, 128, 128, 0, 64, 1, 4500, 1500, 2000,
-     870, 57},
+    // registers for blocks of 64 keys, and none for a decode mode.
+    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 192, 16, 128, 1},
+    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1},
+    {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 90, 100, false, true, 256, 128, 128, 0, 64, 1},
     // N halves at head dim 256 to stay within the 99 KiB of shared memory of compute capability 8.6 and 8.9.
     {kKernelPortableD64, "portable_d64", DeviceType::kCuda, 80, kAnyCapability, false, true, 64, kAnyGroup, 64, 0, 64,
-     2, 1000, 600, 1000, 600, 114},
+     2},
     {kKernelPortableD128, "portable_d128", DeviceType::kCuda, 80, kAnyCapability, false, true, 128, kAnyGroup, 64, 0,
-     64, 2, 1500, 1000, 1500, 1000, 114},
+     64, 2},
     {kKernelPortableD256, "portable_d256", DeviceType::kCuda, 80, kAnyCapability, false, true, 256, kAnyGroup, 64, 0,
-     32, 1, 2000, 1000, 2000, 1000, 57},
+     32, 1},
 };
 
 constexpr bool blocks_are_powers_of_two() {

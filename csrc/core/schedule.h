@@ -16,7 +16,8 @@ struct SequenceShape {
     int32_t k_begin, kv_len;
 };
 
-// Prices of the kernel that runs the plan (a copy of the kernel table's, for device code).
+// Prices, in about ns, of the kernel that runs the plan (see core/costs.h). An item costs a fixed part and one for each
+// KV block; a decode as much as it takes where memory bandwidth is no limit.
 struct CostModel {
     int32_t item, block, item_decode, block_decode;
     int32_t streaming_ctas;  // decodes on more CTAs than these are no faster: they share the memory's bandwidth

@@ -3,7 +3,7 @@
 
 #include <atomic>
 
-#include "cuda/cuda_check.h"
+#include "cuda/device_info.h"
 #include "varattn/varattn.hpp"
 
 namespace varattn {
@@ -14,13 +14,6 @@ struct LaunchShape {
     // (device::await_previous_kernel). Compute capability 9.0 and up.
     bool starts_early;
 };
-
-inline int current_device_index(const char* function) {
-    int device = 0;
-    check_cuda(cudaGetDevice(&device), function, "cudaGetDevice");
-    return device;
-}
-inline Device current_device(const char* function) { return cuda_device(current_device_index(function)); }
 
 // Lets `kKernel` be launched with `bytes` of dynamic shared memory on the current device. The limit is a device's own: it is
 // set once for each, and `bytes` are the same in every call.

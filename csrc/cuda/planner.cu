@@ -1,5 +1,6 @@
 // Launch of the device planner.
 #include "core/check.h"
+#include "core/costs.h"
 #include "cuda/launch.h"
 #include "cuda/planner_kernel.cuh"
 #include "device/barrier.cuh"
@@ -28,10 +29,15 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(const __grid_constant__ 
 
 void make_plan_cuda(const PlanConfig& config, const SequenceLengths& lengths, void* plan, cudaStream_t stream) {
     const KernelConfig& kernel = check_plan_arguments(config, lengths, plan, DeviceType::kCuda, "plan");
-    const PlannerParams params{config,          cost_model(kernel),  tile_shape(config),
-                               lengths,         plan_layout(config), static_cast<char*>(plan),
+    const int device = current_device_index("plan");
+    const PlannerParams params{config,
+                               cost_model(kernel.id, cuda_device_name(device)),
+                               tile_shape(config),
+                               lengths,
+                               plan_layout(config),
+                               static_cast<char*>(plan),
                                num_ctas(config)};
-    const bool starts_early = current_device("plan").compute_capability >= 90;
+    const bool starts_early = cuda_device(device).compute_capability >= 90;
     launch_kernel<plan_kernel>(params, {params.num_ctas, kThreads, sizeof(SharedMemory), starts_early}, stream, "plan");
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/costs.h"
 #include "core/host_planner.h"
 #include "core/kernel_table.h"
 #include "varattn/varattn.hpp"
@@ -28,7 +29,7 @@ py::bytes plan(const std::vector<int32_t>& cu_seqlens_q, const std::optional<std
                const std::optional<std::vector<int32_t>>& cu_seqlens_k, int32_t max_total_q, int32_t num_heads_q,
                int32_t num_heads_kv, int32_t head_dim, int32_t head_dim_v, const std::string& dtype, bool causal,
                std::pair<int32_t, int32_t> window_size, int32_t num_splits, bool batch_invariant, int32_t sm_margin,
-               int32_t compute_capability, int32_t num_sms) {
+               int32_t compute_capability, int32_t num_sms, const std::string& device_name) {
     auto require_size = [](const char* name, size_t got, size_t wanted) {
         if (got != wanted)
             fail(ErrorCode::kInvalidArgument, "plan", name, std::to_string(got) + " numbers", std::to_string(wanted));
@@ -60,7 +61,7 @@ py::bytes plan(const std::vector<int32_t>& cu_seqlens_q, const std::optional<std
     const SequenceLengths lengths{cu_seqlens_q.data(), seqused_k ? seqused_k->data() : nullptr,
                                   cu_seqlens_k ? cu_seqlens_k->data() : nullptr};
     std::string buffer(static_cast<size_t>(plan_size(config)), '\0');
-    plan_on_host(config, cost_model(checked_kernel(config, "plan")), lengths, buffer.data());
+    plan_on_host(config, cost_model(checked_kernel(config, "plan").id, device_name), lengths, buffer.data());
     return py::bytes(buffer);
 }
 
@@ -162,7 +163,7 @@ PYBIND11_MODULE(_host, m) {
     });
     m.def("plan", &plan, "cu_seqlens_q"_a, py::kw_only(), "seqused_k"_a, "cu_seqlens_k"_a, "max_total_q"_a,
           "num_heads_q"_a, "num_heads_kv"_a, "head_dim"_a, "head_dim_v"_a, "dtype"_a, "causal"_a, "window_size"_a,
-          "num_splits"_a, "batch_invariant"_a, "sm_margin"_a, "compute_capability"_a, "num_sms"_a);
+          "num_splits"_a, "batch_invariant"_a, "sm_margin"_a, "compute_capability"_a, "num_sms"_a, "device_name"_a);
     m.def("kernels", &kernels);
     m.def("describe_status", &describe_status);
     m.def("struct_layouts", &struct_layouts);

@@ -28,10 +28,15 @@ struct_layouts = _host.struct_layouts
 
 
 class Device(NamedTuple):
-    """A device to plan for. compute_capability is major * 10 + minor; None: the CPU backend."""
+    """A device to plan for.
+
+    compute_capability is major * 10 + minor; None: the CPU backend. name, as torch.cuda.get_device_name gives it, picks
+    the costs that were measured on such a device, if they were.
+    """
 
     compute_capability: int | None = None
     num_sms: int = 0
+    name: str = ""
 
 
 CPU = Device()
@@ -45,7 +50,7 @@ class HostPlan(NamedTuple):
 
 
 def kernels() -> list[dict]:
-    """The kernel table: which kernel serves which device and shape, how its work is cut and priced."""
+    """The kernel table: which kernel serves which device and shape, how its work is cut."""
     return _host.kernels()
 
 
@@ -89,5 +94,6 @@ def plan(
         sm_margin=sm_margin,
         compute_capability=-1 if device.compute_capability is None else device.compute_capability,
         num_sms=device.num_sms,
+        device_name=device.name,
     )
     return HostPlan(decode_header(buffer), decode_items(buffer), buffer)

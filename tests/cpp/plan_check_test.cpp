@@ -128,7 +128,7 @@ TEST_F(PlanCheck, FindsUnbalancedSplits) {
                   items[i].block_end -= moved;
                   items[i + 1].block_begin -= moved;
                   for (WorkItem* w : {&items[i], &items[i + 1]})
-                      w->cost = item_cost(cost_model(kKernelTable[config.kernel]), w->flags & kItemDecode,
+                      w->cost = item_cost(cost_model(static_cast<KernelId>(config.kernel)), w->flags & kItemDecode,
                                           w->block_end - w->block_begin);
               }),
               "");

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/costs.h"
 #include "core/host_planner.h"
 #include "varattn/varattn.hpp"
 
@@ -79,7 +80,7 @@ public:
         : buffer_(plan_layout(config).bytes, 0xcd), config_(config) {
         plan_on_host(config, costs(), lengths, buffer_.data());
     }
-    CostModel costs() const { return cost_model(kKernelTable[config_.kernel]); }
+    CostModel costs() const { return cost_model(static_cast<KernelId>(config_.kernel)); }
     void* data() { return buffer_.data(); }
     PlanHeader& header() { return *static_cast<PlanHeader*>(buffer_.data()); }
     WorkItem* items() {

@@ -8,13 +8,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import varattn
+from varattn.picture import simulate_queue
+from varattn.planner import CONFIG_DTYPE, HEADER_DTYPE, ITEM_DTYPE
+from varattn.timeline import RECORD_DTYPE
 
 for package in ("typer", "rich", "matplotlib"):
     pytest.importorskip(package, reason="the benchmark needs varattn[demo]")
+
+needs_host = pytest.mark.skipif(
+    importlib.util.find_spec("varattn._host") is None, reason="the pybind11 module is for one version of Python"
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -191,6 +199,50 @@ def test_figures_of_a_trace():
     assert found["FA3's best of each step over one graph"] == (pytest.approx(1.20), "")
     assert found["one graph over planned alone"] == (None, "")
     assert "MISSED" in dict((f.name, f.verdict) for f in figures(TRACES[1].name, rows))["FA3 plan 32 over one graph"]
+
+
+@needs_host
+def test_calibration_finds_the_costs_that_tasks_took(seed):
+    from calibrate import Costs, TracedCall, fit, table_row
+
+    heads, ctas, front = 8, 132, 50
+    costs = Costs(item=2500, block=1500, item_decode=3100, block_decode=860, streaming_ctas=57)
+    rng = np.random.default_rng(seed)
+    items = np.zeros(150, ITEM_DTYPE)
+    items["flags"] = np.arange(150) >= 60
+    items["block_begin"] = rng.integers(0, 5, 150)
+    items["block_end"] = items["block_begin"] + rng.integers(1, 33, 150)
+    queue = simulate_queue(costs.of(items), heads, ctas, front)
+    tasks = np.zeros(len(queue.task), RECORD_DTYPE)
+    tasks["item"], tasks["kv_head"] = np.divmod(queue.task, heads)
+    tasks["sm"], tasks["end_ns"] = queue.cta, queue.end
+    early = rng.integers(0, 2000, len(tasks))  # tasks are taken while those before run
+    tasks["begin_ns"] = np.maximum(0, queue.start - early)
+    config = np.zeros(1, CONFIG_DTYPE)
+    config["num_ctas"], config["num_heads_kv"] = ctas, heads
+    header = np.zeros(1, HEADER_DTYPE)
+    header["config"], header["num_front_ctas"] = config, front
+    call = TracedCall(header[0], items, tasks)
+    assert call.foreseen(costs.of(items)) == call.nanoseconds
+    samples = call.samples(num_sms=ctas)
+    assert len(samples) == len(tasks) - ctas
+    bytes_per_second = 56.5 * 65536 / 860e-9
+    assert fit(samples, 65536, bytes_per_second, ctas) == costs
+    noisy = samples + rng.normal(0, 100, samples.shape) * [0, 0, 1]
+    found = fit(noisy, 65536, bytes_per_second, ctas)
+    assert found.block == pytest.approx(costs.block, rel=0.02) and found.item == pytest.approx(costs.item, rel=0.1)
+    assert (
+        table_row("sm90_d128", "NVIDIA H200", costs) == '{kKernelSm90D128, "NVIDIA H200", {2500, 1500, 3100, 860, 57}},'
+    )
+
+
+@needs_host
+@pytest.mark.skipif(not varattn.is_supported("cpu"), reason="the varattn library is not built")
+def test_dry_run_of_the_calibration():
+    command = [sys.executable, str(BENCHMARKS / "calibrate.py"), "--device", "cpu", "--head-dim", "64"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '{kKernelCpu, "", {' in done.stdout
 
 
 @pytest.mark.gpu

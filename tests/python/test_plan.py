@@ -32,7 +32,7 @@ def host_device_of(device):
     if device == "cpu":
         return host.CPU
     p = torch.cuda.get_device_properties(0)
-    return host.Device(p.major * 10 + p.minor, p.multi_processor_count)
+    return host.Device(p.major * 10 + p.minor, p.multi_processor_count, p.name)
 
 
 def host_plan_of(x, device, max_total_q):

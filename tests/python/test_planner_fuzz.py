@@ -21,7 +21,7 @@ def host_device(device):
     if device == "cpu":
         return host.CPU
     p = torch.cuda.get_device_properties(0)
-    return host.Device(p.major * 10 + p.minor, p.multi_processor_count)
+    return host.Device(p.major * 10 + p.minor, p.multi_processor_count, p.name)
 
 
 def assert_same_plan(lengths, options, device):

@@ -1,0 +1,55 @@
+// What a kernel's work costs on a device: benchmarks/calibrate.py measures the rows. Planners balance by them; results
+// do not depend on them.
+#pragma once
+
+#include <string_view>
+
+#include "core/kernel_table.h"
+#include "core/schedule.h"
+
+namespace varattn {
+
+struct DeviceCosts {
+    KernelId kernel;
+    std::string_view device;  // its name, as CUDA gives it; "": any that has no row of its own
+    CostModel costs;          // of a prefill: a task, a block; of a decode: the same; CTAs that saturate the memory
+};
+
+inline constexpr DeviceCosts kDeviceCosts[] = {
+    {kKernelCpu, "", {500, 1000, 500, 1000, 16}},
+    {kKernelSm90D64, "", {4000, 1350, 2000, 440, 57}},
+    {kKernelSm90D128, "", {2600, 1480, 3000, 870, 57}},
+    {kKernelSm90D256, "", {4500, 1500, 2000, 870, 57}},
+    {kKernelPortableD64, "", {1000, 600, 1000, 600, 114}},
+    {kKernelPortableD128, "", {1500, 1000, 1500, 1000, 114}},
+    {kKernelPortableD256, "", {2000, 1000, 2000, 1000, 57}},
+};
+
+constexpr const DeviceCosts* find_costs(KernelId kernel, std::string_view device) {
+    for (const DeviceCosts& row : kDeviceCosts)
+        if (row.kernel == kernel && row.device == device) return &row;
+    return nullptr;
+}
+
+constexpr CostModel cost_model(KernelId kernel, std::string_view device = "") {
+    const DeviceCosts* own = find_costs(kernel, device);
+    return own ? own->costs : find_costs(kernel, "")->costs;
+}
+
+constexpr bool costs_are_sound() {
+    for (const KernelConfig& kernel : kKernelTable)
+        if (!find_costs(kernel.id, "")) return false;
+    for (const auto& [kernel, device, m] : kDeviceCosts) {
+        if (m.block <= 0 || m.block_decode <= 0 || m.item <= 0 || m.item_decode <= 0 || m.streaming_ctas <= 0)
+            return false;
+        // An item's cost fits 31 bits.
+        for (const bool decode : {false, true})
+            if (int64_t{kMaxPricedBlocks} * (decode ? m.block_decode : m.block) + (decode ? m.item_decode : m.item) >
+                0x7fffffff)
+                return false;
+    }
+    return true;
+}
+static_assert(costs_are_sound());
+
+}  // namespace varattn
