@@ -113,16 +113,14 @@ PREFILLS = (
 
 def fixed_steps() -> list[BenchStep]:
     steps = []
-    for page_size in (PACKED, 16):
-        for name, lengths in PREFILLS:
+    for name, lengths in PREFILLS:
+        for page_size in (PACKED, 16, 128):  # one after the other: they are compared, and clocks drift
             steps.append(BenchStep(name, "prefill", lengths, page_size=page_size))
     steps += [
         BenchStep("prefill 1x16k full", "prefill", prefills([16384]), page_size=PACKED, causal=False),
         BenchStep("prefill 4x4k causal d64", "prefill", prefills([4096] * 4), GPT_OSS, PACKED),
         BenchStep("prefill 4x4k causal d256", "prefill", prefills([4096] * 4), WIDE, PACKED),
     ]
-    for name, lengths in PREFILLS[1:4]:
-        steps.append(BenchStep(name, "prefill", lengths, page_size=128))
     skewed = decodes(ragged(128, 64, 32768, 2, 3.0))
     for page_size in (16, 128):
         for name, kind, lengths, heads in [

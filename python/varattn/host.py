@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from varattn.planner import decode_header, decode_items
 
@@ -41,6 +42,15 @@ class Device(NamedTuple):
 
 CPU = Device()
 H100 = Device(90, 132)
+
+
+def device_of(device: torch.device | str) -> Device:
+    """What the planner sees of a device of PyTorch's."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return CPU
+    p = torch.cuda.get_device_properties(device)
+    return Device(p.major * 10 + p.minor, p.multi_processor_count, p.name)
 
 
 class HostPlan(NamedTuple):

@@ -28,20 +28,13 @@ def test_numpy_dtypes_are_the_structs_of_the_library():
         assert mine | {"": (0, dtype.itemsize)} == layouts[name], name
 
 
-def host_device_of(device):
-    if device == "cpu":
-        return host.CPU
-    p = torch.cuda.get_device_properties(0)
-    return host.Device(p.major * 10 + p.minor, p.multi_processor_count, p.name)
-
-
 def host_plan_of(x, device, max_total_q):
     """What the host planner makes of the same lengths for the same device."""
     case = x.case
     lengths = {name: t.tolist() for name, t in x.plan_lengths().items()}
     options = case.plan_options() | dict(dtype=str(case.dtype).removeprefix("torch."))
     return host.plan(
-        x.cu_seqlens_q.tolist(), **lengths, max_total_q=max_total_q, device=host_device_of(device), **options
+        x.cu_seqlens_q.tolist(), **lengths, max_total_q=max_total_q, device=host.device_of(device), **options
     )
 
 
@@ -108,7 +101,7 @@ def test_hostile_lengths_set_the_status_and_are_clamped_as_on_the_host(device, i
     with pytest.raises(varattn.PlanError, match=field):
         varattn.check(plan)
     lists = {name: t.tolist() for name, t in lengths.items()}
-    assert_same_plan(plan, host.plan(**lists, **options, dtype="bfloat16", device=host_device_of(device)))
+    assert_same_plan(plan, host.plan(**lists, **options, dtype="bfloat16", device=host.device_of(device)))
 
 
 # Each is (the field that the message must name, what the plan was made for). The call is that of small_inputs.

@@ -17,18 +17,11 @@ WILD = (-1, -(2**31), 2**31 - 1, 1 << 29, (1 << 29) + 1, 0, 12345)
 CASES = int(120 * float(os.environ.get("VARATTN_FUZZ_FACTOR", "1")))
 
 
-def host_device(device):
-    if device == "cpu":
-        return host.CPU
-    p = torch.cuda.get_device_properties(0)
-    return host.Device(p.major * 10 + p.minor, p.multi_processor_count, p.name)
-
-
 def assert_same_plan(lengths, options, device):
     tensors = {name: torch.from_numpy(x).to(device) for name, x in lengths.items()}
     plan = varattn.plan(**tensors, **options, dtype=torch.bfloat16)
     want = host.plan(
-        **{name: x.tolist() for name, x in lengths.items()}, **options, dtype="bfloat16", device=host_device(device)
+        **{name: x.tolist() for name, x in lengths.items()}, **options, dtype="bfloat16", device=host.device_of(device)
     )
     used = 256 + want.items.nbytes  # scratch follows
     got = plan.buffer[:used].cpu().numpy()
