@@ -12,6 +12,13 @@ __device__ __forceinline__ uint32_t smem_address(const void* p) {
 // The value of lane 0, which lets the compiler keep it in a uniform register.
 __device__ __forceinline__ uint32_t warp_uniform(uint32_t x) { return __shfl_sync(~0u, x, 0); }
 
+// The assembler can read it again instead of keeping it, unlike what it works out from threadIdx.
+__device__ __forceinline__ int lane_id() {
+    int lane;
+    asm("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+
 // One lane of a converged warp, which the compiler knows to be a single one.
 __device__ __forceinline__ bool elect_one() {
     uint32_t elected;

@@ -37,7 +37,8 @@ struct Config {
     static constexpr int kQSlots = kDim == 256 ? 1 : 2;
     static constexpr int kStages = kDim == 64 ? 10 : 5;  // 160 KiB of K and V in flight
     static constexpr bool kHasDecode = kDim != 256;
-    // Registers of a thread: the accumulators of the consumers need nearly all that the CTA is launched with.
+    // Registers of a thread: the accumulators of the consumers need nearly all that the CTA is launched with. If the 32 of
+    // a producer do not suffice, the assembler spills in every role, in the loop of prefill too.
     static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
     static constexpr int kProducerRegisters = kConsumerWarpgroups == 3 ? 32 : 56;
     static constexpr int kConsumerRegisters = kConsumerWarpgroups == 3 ? 160 : 224;
@@ -86,6 +87,7 @@ struct LaunchParams {
     CUtensorMap k, v;                 // (head_dim, page_size, num_heads_kv, num_pages)
     CUtensorMap k_whole, v_whole;     // (64, page_size, head_dim / 64, num_heads_kv, num_pages)
     int32_t box_rows;                 // keys of a KV box: a power of two that divides the page size
+    int32_t box_shift;                // log2(box_rows)
     int32_t has_whole;                // the `whole` maps exist: head dims are the kernel's own
     int32_t page_shift;               // log2(page_size), or -1
     int32_t q_box_rows[2];            // packed rows of a q box: prefill, decode

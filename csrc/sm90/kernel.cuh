@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
     if (warp >= C::kConsumerWarps) {
         lower_register_limit<C::kProducerRegisters>();
         if (warp == C::kConsumerWarps + kSchedulerWarp)
-            Scheduler<C>(p, sm, *static_cast<const PlanHeader*>(p.a.plan), lane).run();
+            Scheduler<C>(p, sm, *static_cast<const PlanHeader*>(p.a.plan)).run();
         else
             copy_keys<C>(p, sm, warp - C::kConsumerWarps);
     } else {

@@ -38,14 +38,12 @@ struct BlockSource {
     BoxStart start[2];
     int32_t first_lane;
     int32_t head_kv;
-    bool whole;   // copy all 64-dim parts of a box at once
     bool decode;  // read once: what is read again, as tables and plan, is to stay in the L2
 };
 
 template <class C>
 __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
-    int lane;  // which the assembler can read again instead of keeping it: registers are few here
-    asm("mov.u32 %0, %%laneid;" : "=r"(lane));
+    const int lane = lane_id();
     const bool leads = warp == 0;
     const int num_boxes = C::kBlockN / p.box_rows, num_warps = num_copy_warps<C>(p);
     if (warp >= num_warps) return;
@@ -60,6 +58,8 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
         mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity());
         if (leads && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);
         const uint32_t stage = smem_address(sm.kv[kv.stage]);
+        // Prefill wants 64-dim parts of all keys one after the other; decode takes them box by box, all parts at once.
+        const bool whole = p.has_whole && (from.decode || num_boxes == 1);
         // Each lane issues the boxes whose starts it holds.
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
@@ -67,7 +67,7 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
             if (i < 0 || i >= boxes) continue;
             const auto [page, row] = from.start[k];
             const int offset = (first_box + i) * p.box_rows * 128;
-            if (from.whole) {
+            if (whole) {
                 tma_load_5d(stage + offset * C::kParts, whole_map, full, from.decode ? kEvictFirst : kEvictNormal, 0,
                             row, 0, from.head_kv, page);
             } else {
@@ -89,7 +89,7 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
     };
     constexpr int kLastBlocks = 3;  // of a task, while which the next one is taken
     auto tell_scheduler = [&] {
-        if (leads && lane == 0) mbarrier_arrive(&sm.item_ends[slot.stage]);
+        if (leads && elect_one()) mbarrier_arrive(&sm.item_ends[slot.stage]);
     };
     auto copy_item = [&](const Work& w) {
         // The lanes read the block table for as many blocks as they can hold, one such group ahead of the copies: it may
@@ -107,8 +107,6 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
             }
         };
         find_boxes(w.block_end - 1);
-        // Prefill wants 64-dim parts of all keys one after the other; decode takes them box by box.
-        const bool whole = p.has_whole && (w.decode || num_boxes == 1);
         int left = 0;  // blocks of `now`
         for (int block = w.block_end - 1; block >= first_block; --block, --left) {
             if (left == 0) {
@@ -118,7 +116,7 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
                 left = group;
             }
             if (block - first_block + 1 == min_of(kLastBlocks, w.num_blocks)) tell_scheduler();
-            const BlockSource source{{now[0], now[1]}, (group - left) * boxes, w.head_kv, whole, w.decode};
+            const BlockSource source{{now[0], now[1]}, (group - left) * boxes, w.head_kv, w.decode};
             copy(source, &p.k, &p.k_whole);
             copy_late_v();
             late_v = source;

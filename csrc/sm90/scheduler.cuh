@@ -32,10 +32,10 @@ struct Scheduler {
     RingPosition<kItemSlots> slot;
     RingPosition<C::kQSlots> q_slot;
 
-    __device__ Scheduler(const LaunchParams& p, SharedMemory<C>& sm, const PlanHeader& header, int lane)
+    __device__ Scheduler(const LaunchParams& p, SharedMemory<C>& sm, const PlanHeader& header)
         : p(p),
           sm(sm),
-          lane(lane),
+          lane(lane_id()),
           num_tasks(header.num_items * p.a.config.num_heads_kv),
           num_front_items(header.num_front_items),
           num_front_ctas(header.num_front_ctas) {}
