@@ -43,8 +43,8 @@ class Costs:
 
     def of(self, items: np.ndarray) -> np.ndarray:
         decode = is_decode(items)
-        fixed, each = (np.where(decode, *c) for c in ((self.item_decode, self.item), (self.block_decode, self.block)))
-        return fixed + each * blocks_of(items)
+        block = np.where(decode, self.block_decode, self.block)
+        return np.where(decode, self.item_decode, self.item) + block * blocks_of(items)
 
 
 def is_decode(items: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ class TracedCall:
         return simulate_queue(costs, int(config["num_heads_kv"]), *ends).makespan
 
     def samples(self, num_sms: int) -> np.ndarray:
-        """(tasks, 3): whether a decode, KV blocks, ns. Without each CTA's first task, which waits for the launch."""
+        """(tasks, 3): whether a decode, KV blocks, ns. Without each SM's first task, which waits for the launch."""
         one_per_sm = int(self.header["config"]["num_ctas"]) <= num_sms
         rows = []
         for sm in np.unique(self.tasks["sm"]):
@@ -143,12 +143,12 @@ def calibrate(heads: Heads, settings: Settings, num_sms: int) -> tuple[str, Cost
             raise RuntimeError(f"calibrate: {step.name}: {problem} (relative error {error:.1e})")
     alone = BenchStep("decode alone", "decode", decodes([4096] * 128), heads)
     x = StepInputs(alone if on_gpu else alone.shrunk(), settings.device, settings.seed)
-    name = "attend"
-    times = time_alternating({name: captured(OurCalls(x, settings).attend, len(x.caches), settings.device)}, 0.3)
+    timed = captured(OurCalls(x, settings).attend, len(x.caches), settings.device)
+    seconds = time_alternating({"decode": timed}, 0.3)["decode"].median
     config = traced[0][1].header["config"]
     block_bytes = 2 * int(config["block_n"]) * heads.dim * x.q.element_size()
     samples = np.concatenate([call.samples(num_sms) for _, call in traced])
-    costs = fit(samples, block_bytes, x.step.bytes / times[name].median, int(config["num_ctas"]))
+    costs = fit(samples, block_bytes, x.step.bytes / seconds, int(config["num_ctas"]))
     return host.kernels()[int(config["kernel"])]["name"], costs, traced
 
 

@@ -1,5 +1,5 @@
-// What a kernel's work costs on a device: benchmarks/calibrate.py measures the rows. Planners balance by them; results
-// do not depend on them.
+// What a kernel's work costs on a device, by which planners share it out. benchmarks/calibrate.py measures rows; those that
+// are here are older than it, see docs/performance.md.
 #pragma once
 
 #include <string_view>
@@ -36,10 +36,12 @@ constexpr CostModel cost_model(KernelId kernel, std::string_view device = "") {
     return own ? own->costs : find_costs(kernel, "")->costs;
 }
 
-constexpr bool costs_are_sound() {
+constexpr bool costs_are_sound() {  // a default for each kernel, each row once, prices that fit
     for (const KernelConfig& kernel : kKernelTable)
         if (!find_costs(kernel.id, "")) return false;
-    for (const auto& [kernel, device, m] : kDeviceCosts) {
+    for (const DeviceCosts& row : kDeviceCosts) {
+        if (find_costs(row.kernel, row.device) != &row) return false;
+        const CostModel& m = row.costs;
         if (m.block <= 0 || m.block_decode <= 0 || m.item <= 0 || m.item_decode <= 0 || m.streaming_ctas <= 0)
             return false;
         // An item's cost fits 31 bits.

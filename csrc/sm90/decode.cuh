@@ -85,7 +85,7 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
     const int warp = thread / 32 % 4, lane = thread % 32;
 
     // A block lies in shared memory as boxes of (64-dim part, key, 64 dims), as producer.cuh copies them.
-    const int box_shift = p.has_whole ? p.box_shift : __popc(C::kBlockN - 1), part_stride = 128 << box_shift;
+    const int box_shift = p.has_whole ? p.box_shift : log2_floor(C::kBlockN), part_stride = 128 << box_shift;
     auto key_line = [&](int key) {
         return (key >> box_shift) * C::kParts * part_stride + (key & ((1 << box_shift) - 1)) * 128;
     };

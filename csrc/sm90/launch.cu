@@ -1,8 +1,8 @@
 // Host side of the Hopper kernel: tensor maps and derived arguments of a launch.
-#include <cmath>
 #include <sstream>
 
 #include "core/kernel_table.h"
+#include "core/schedule.h"
 #include "sm90/launch.cuh"
 
 namespace varattn::sm90 {
@@ -83,10 +83,10 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     LaunchParams p{};
     p.a = a;
     p.box_rows = paged ? power_of_two_divisor(a.page_size, c.block_n) : c.block_n;
-    p.box_shift = static_cast<int32_t>(std::log2(p.box_rows));
+    p.box_shift = log2_floor(p.box_rows);
     // Whole boxes fill a stage only at the kernel's own head dim: there is no part to be zero-filled.
     p.has_whole = c.head_dim == kKernelTable[c.kernel].max_head_dim && c.head_dim_v == c.head_dim && p.box_rows >= 8;
-    p.page_shift = paged && (a.page_size & (a.page_size - 1)) == 0 ? static_cast<int32_t>(std::log2(a.page_size)) : -1;
+    p.page_shift = paged && (a.page_size & (a.page_size - 1)) == 0 ? log2_floor(a.page_size) : -1;
     p.group = group;
     p.group_reciprocal = static_cast<uint32_t>(ceil_div(1 << 16, group));
     constexpr float kLog2e = 1.4426950408889634f;
