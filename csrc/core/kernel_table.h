@@ -53,12 +53,13 @@ inline constexpr KernelConfig kKernelTable[kNumKernels] = {
      32, 1},
 };
 
-constexpr bool blocks_are_powers_of_two() {
+// What schedule.h takes for granted: blocks are powers of two, and a decode tile is not larger than others.
+constexpr bool suits_schedule() {
     for (const KernelConfig& row : kKernelTable)
-        if ((row.block_n & (row.block_n - 1)) != 0) return false;
+        if ((row.block_n & (row.block_n - 1)) != 0 || row.tile_rows_decode > row.tile_rows) return false;
     return true;
 }
-static_assert(blocks_are_powers_of_two());
+static_assert(suits_schedule());
 
 inline constexpr int32_t kCpuWorkers = 16;  // what CPU plans are balanced for; fixed, so that they are reproducible
 

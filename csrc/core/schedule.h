@@ -103,22 +103,16 @@ struct Tile {
     Range blocks;  // KV blocks that any of its rows sees
 };
 
+// A decode tile, whose index is 0, is cut like others: it has no more rows than they (see kernel_table.h).
 VARATTN_HD constexpr Range rows_at(const TileShape& shape, int32_t q_len, int32_t index) {
-    const int32_t rows = q_len * shape.group;
-    if (is_decode(shape, q_len)) return {0, rows};
-    return {index * shape.rows, min_of(rows, (index + 1) * shape.rows)};
+    return {index * shape.rows, min_of(q_len * shape.group, (index + 1) * shape.rows)};
 }
 
 VARATTN_HD constexpr Tile tile_at(const PlanConfig& c, const TileShape& shape, int32_t q_len, int32_t kv_len,
                                   int32_t index) {
     Tile tile{rows_at(shape, q_len, index), {}};
-    Range tokens{0, q_len};
-    if (!is_decode(shape, q_len)) {
-        if (shape.tokens > 0)
-            tokens = {index * shape.tokens, min_of(q_len, (index + 1) * shape.tokens)};
-        else
-            tokens = {tile.rows.begin / shape.group, (tile.rows.end - 1) / shape.group + 1};
-    }
+    Range tokens{index * shape.tokens, min_of(q_len, (index + 1) * shape.tokens)};
+    if (shape.tokens == 0) tokens = {tile.rows.begin / shape.group, (tile.rows.end - 1) / shape.group + 1};
     const int32_t begin = visible_keys(c, q_len, kv_len, tokens.begin).begin;
     const int32_t end = visible_keys(c, q_len, kv_len, tokens.end - 1).end;
     if (begin < end) tile.blocks = {begin >> shape.block_n_log2, ((end - 1) >> shape.block_n_log2) + 1};
@@ -142,6 +136,14 @@ struct Totals {          // of all tiles, for one KV head: prefill, decode
     int32_t tiles[2];
 };
 
+// What all tiles of a kind cost, for all KV heads.
+VARATTN_HD constexpr uint64_t total_cost(const PlanConfig& c, const CostModel& m, const Totals& t, bool decode) {
+    const auto block = static_cast<uint32_t>(decode ? m.block_decode : m.block),
+               item = static_cast<uint32_t>(decode ? m.item_decode : m.item);
+    return (uint64_t{t.blocks[decode]} * block + uint64_t{static_cast<uint32_t>(t.tiles[decode])} * item) *
+           static_cast<uint32_t>(c.num_heads_kv);
+}
+
 VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces, int32_t ctas) {
     return pieces * c.num_heads_kv <= ctas;
 }
@@ -158,9 +160,7 @@ inline constexpr uint32_t kMaxFairShare = 1 << 30;
 
 VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& shape, const CostModel& m,
                                        const Totals& t) {
-    const uint64_t cost[2] = {
-        (uint64_t{t.blocks[0]} * m.block + static_cast<uint64_t>(t.tiles[0]) * m.item) * c.num_heads_kv,
-        (uint64_t{t.blocks[1]} * m.block_decode + static_cast<uint64_t>(t.tiles[1]) * m.item_decode) * c.num_heads_kv};
+    const uint64_t cost[2] = {total_cost(c, m, t, false), total_cost(c, m, t, true)};
     // In 31 bits, as 64-bit divisions are slow on a GPU.
     const uint64_t all = cost[0] + cost[1];
     const int32_t shift = all >> 31 == 0 ? 0 : log2_floor(static_cast<uint32_t>(all >> 31)) + 1;
@@ -206,6 +206,21 @@ VARATTN_HD constexpr int32_t wave_target(const CostModel& m, int32_t fair_share,
 
 VARATTN_HD constexpr int32_t queue_target(const CostModel& m, int32_t fair_share, bool decode) {
     return max_of(least_piece(m, decode), (fair_share + 1) >> 1);
+}
+
+// Whether it is plain, without dividing, that no tile is split: the largest costs at most half the average load of all CTAs.
+// Targets are no less, but for what share_ctas shifts out.
+VARATTN_HD constexpr bool surely_whole(const PlanConfig& c, const CostModel& m, const Totals& t,
+                                       const int32_t (&most_blocks)[2]) {
+    const uint64_t cost[2] = {total_cost(c, m, t, false), total_cost(c, m, t, true)};
+    for (int kind = 0; kind < 2; ++kind) {
+        const auto most = static_cast<uint32_t>(item_cost(m, kind == 1, most_blocks[kind]));
+        if (t.tiles[kind] > 0 &&
+            (most > kMaxFairShare / 2 ||
+             uint64_t{2 * most} * static_cast<uint32_t>(c.num_ctas) + ((cost[0] + cost[1]) >> 30) > cost[kind]))
+            return false;
+    }
+    return true;
 }
 
 VARATTN_HD constexpr int32_t segments_of(const TileShape& shape, Range blocks) {

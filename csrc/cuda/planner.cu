@@ -11,9 +11,12 @@ namespace {
 
 using namespace planner;
 
-__global__ void __launch_bounds__(kThreads) plan_kernel(const __grid_constant__ PlannerParams params) {
+__global__ void __launch_bounds__(kThreads, 1) plan_kernel(const __grid_constant__ PlannerParams params) {
     extern __shared__ uint4 shared[];
-    auto& memory = *reinterpret_cast<SharedMemory*>(shared);
+    // The address, kept in a register: nvcc would derive it anew in many places, from a special register that is slow.
+    uint32_t address;
+    asm volatile("mov.u32 %0, %1;" : "=r"(address) : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))));
+    auto& memory = *static_cast<SharedMemory*>(__cvta_shared_to_generic(address));
 #if __CUDA_ARCH__ >= 900
     device::allow_next_kernel();
 #endif

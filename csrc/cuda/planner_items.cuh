@@ -28,8 +28,8 @@ __device__ inline TileGroup tile_group(int32_t first, int32_t count, const Plann
 
 // 32 items in shared memory, on their way to the plan: this thread's is a piece of the tile of thread `owner`.
 struct StagedItem {
-    int32_t owner, split;
-    bool exists, any;
+    int32_t owner = 0, split = 0;
+    bool exists = false, any = false;
 };
 
 __device__ inline PlannedTile shuffle(const PlannedTile& tile, int lane) {
@@ -42,25 +42,26 @@ __device__ inline PlannedTile shuffle(const PlannedTile& tile, int lane) {
     return result;
 }
 
-// Of each CTA, `team` warps write. Each takes groups of tiles one by one, or, if groups are few, a share of a group's items.
+// This warp is one of `num_writers`. Each takes groups of tiles one by one, or, if groups are few, a share of a group's items.
 template <bool kIsShared>
 class ItemWriter {
 public:
-    __device__ ItemWriter(const PlannerParams& p, SharedMemory& s, const Lists<kIsShared>& lists, int team)
-        : p_(p), s_(s), lists_(lists), num_writers_(num_ctas() * team), team_(team) {}
+    __device__ ItemWriter(const PlannerParams& p, SharedMemory& s, const Lists<kIsShared>& lists, int32_t num_writers,
+                          int32_t writer)
+        : p_(p), s_(s), lists_(lists), num_writers_(num_writers), writer_(writer) {}
 
     // All tiles, which are one group. `position` is that of this thread's tile.
     __device__ void write_only(const PlannedTile& tile, int32_t position) {
         const Units units = units_of(lists_.num_tiles);
-        if (units.has(writer())) write(tile_group(0, units.num_tiles, tile), position, units, writer(), {});
+        if (units.has(writer_)) write(tile_group(0, units.num_tiles, tile), position, units, writer_, {});
     }
 
     // The first items of this warp among sorted tiles, whose positions are not known yet.
     __device__ StagedItem stage_ahead(int32_t first, int32_t num_tiles) {
         const Units units = units_of(num_tiles);
-        const int32_t item = units.first_item(writer());
-        if (!units.has(writer())) return {};
-        const TileGroup g = sorted_group(first, units, units.group(writer()));
+        const int32_t item = units.first_item(writer_);
+        if (!units.has(writer_)) return {};
+        const TileGroup g = sorted_group(first, units, units.group(writer_));
         if (item - static_cast<int32_t>(threadIdx.x % 32) >= g.num_items) return {};
         return stage(g, item);
     }
@@ -70,13 +71,14 @@ public:
         const Units units = units_of(num_tiles);
         const int32_t rounds = ItemCounts::num_rounds(num_tiles), lane = threadIdx.x % 32;
 #pragma unroll 1
-        for (int32_t unit = writer(); units.has(unit); unit += num_writers_) {
+        for (int32_t unit = writer_; units.has(unit); unit += num_writers_) {
             const int32_t group = units.group(unit), i = group * 32 + lane;
             const TileGroup g = sorted_group(first, units, group);
             int32_t position = 0;
             if (i < num_tiles) {
-                const int32_t warp = rounds == 1 ? group : group / rounds, key = g.tile.key;
-                position = s_.next_item[key] + s_.counts.of_warp[key][warp] + s_.counts.earlier[i];
+                const int32_t warp = rounds == 1 ? group : group / rounds, key = g.tile.key();
+                position = keys_items_before(s_, key) + s_.next_item[key] + s_.counts.of_warp[key][warp] +
+                           s_.counts.earlier[i];
             }
             write(g, position, units, unit, staged);
             staged = {};
@@ -94,9 +96,6 @@ private:
         __device__ int32_t item_step() const { return 32 << shares_log2; }
         __device__ bool has(int32_t unit) const { return group(unit) < groups; }
     };
-
-    __device__ int32_t num_ctas() const { return kIsShared ? p_.num_ctas : 1; }
-    __device__ int32_t writer() const { return threadIdx.x / 32 % team_ * num_ctas() + blockIdx.x; }
 
     __device__ Units units_of(int32_t num_tiles) const {
         const int32_t groups = ceil_div(num_tiles, 32), groups_log2 = groups > 1 ? log2_floor(groups - 1) + 1 : 0;
@@ -134,11 +133,11 @@ private:
             staged.split = item - __shfl_sync(~0u, g.end - g.tile.num_splits(), staged.owner);
         }
         if (staged.exists) {
-            const SequenceShape seq = lists_.shapes[tile.seq];
-            const int32_t index = g.first + staged.owner - lists_.first_tiles[tile.seq];
-            const WorkItem made = make_item(p_.config, p_.costs, p_.shape, tile.seq, seq, tile.is_decode(), index,
+            const SequenceShape seq = lists_.shapes[tile.seq()];
+            const int32_t index = g.first + staged.owner - lists_.first_tiles[tile.seq()];
+            const WorkItem made = make_item(p_.config, p_.costs, p_.shape, tile.seq(), seq, tile.is_decode(), index,
                                             tile_at(p_.config, p_.shape, seq.q_len, seq.kv_len, index), staged.split,
-                                            tile.num_splits(), tile.blocks_or_slot);
+                                            tile.num_splits(), tile.blocks_or_slot());
             uint4 parts[kItemParts];
             memcpy(parts, &made, sizeof made);
 #pragma unroll
@@ -174,7 +173,7 @@ private:
     const PlannerParams& p_;
     SharedMemory& s_;
     const Lists<kIsShared>& lists_;
-    const int32_t num_writers_, team_;
+    const int32_t num_writers_, writer_;
 };
 
 }  // namespace varattn::planner

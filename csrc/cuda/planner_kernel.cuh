@@ -92,7 +92,7 @@ private:
         if (all <= kAlone)
 #pragma unroll 1
             for (int32_t i = 0; i < all; ++i)
-                lists_.tiles[first + i] = {static_cast<uint32_t>(seq + (i >= count[0])), 0, 0, 0};
+                lists_.tiles[first + i] = {static_cast<uint32_t>(seq + (i >= count[0])), 0};
 #pragma unroll 1
         for (uint32_t shared = __ballot_sync(~0u, all > kAlone); shared != 0; shared &= shared - 1) {
             const int lane = __ffs(shared) - 1;
@@ -100,48 +100,51 @@ private:
                           its_count = __shfl_sync(~0u, count[0], lane), its_all = __shfl_sync(~0u, all, lane);
 #pragma unroll 1
             for (int32_t i = threadIdx.x % 32; i < its_all; i += 32)
-                lists_.tiles[its_first + i] = {static_cast<uint32_t>(its_seq + (i >= its_count)), 0, 0, 0};
+                lists_.tiles[its_first + i] = {static_cast<uint32_t>(its_seq + (i >= its_count)), 0};
         }
     }
 
     // Each tile's blocks, the totals that shares and targets depend on, and the most blocks of a tile.
     __device__ void cut_tiles() {
-        uint32_t sums[3] = {};  // blocks of prefills, of decodes; decodes
-        uint32_t most[2] = {};
+        uint32_t sum[2] = {}, most[2] = {}, decodes = 0;  // see Sums
 #pragma unroll 1
         for (int32_t t = threadIdx.x; t < lists_.num_tiles; t += kThreads) {
             PlannedTile tile = lists_.tiles[t];
-            const SequenceShape seq = lists_.shapes[tile.seq];
+            const SequenceShape seq = lists_.shapes[tile.seq()];
             const bool decode = is_decode(shape_, seq.q_len);
             const Range blocks = cut(t, tile, seq).blocks;
             const int32_t num_blocks = blocks.end - blocks.begin;
-            tile.key = order_key(costs_, decode, num_blocks);
-            tile.blocks_or_slot = min_of(num_blocks, kMaxTileBlocks);
+            tile.set_key(order_key(costs_, decode, num_blocks));
+            tile.set_pieces(min_of(num_blocks, kMaxTileBlocks), 1);
             lists_.tiles[t] = tile;
             const uint32_t priced = min_of(num_blocks, kMaxPricedBlocks);
-            sums[0] += decode ? 0 : priced;
-            sums[1] += decode ? priced : 0;
-            sums[2] += decode;
-            most[0] = max_of(most[0], decode ? 0 : priced);
-            most[1] = max_of(most[1], decode ? priced : 0);
-        }
-        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+            decodes += decode;
 #pragma unroll
-        for (int i = 0; i < 5; ++i) {
-            const uint32_t of_warp = i < 3 ? __reduce_add_sync(~0u, sums[i]) : __reduce_max_sync(~0u, most[i - 3]);
-            if (lane == 0) s_.sums[i][warp] = of_warp;
+            for (int kind = 0; kind < 2; ++kind) {
+                const uint32_t of_kind = decode == (kind == 1) ? priced : 0;
+                sum[kind] += of_kind;
+                most[kind] = max_of(most[kind], of_kind);
+            }
+        }
+        decodes = __reduce_add_sync(~0u, decodes);
+#pragma unroll
+        for (int kind = 0; kind < 2; ++kind) {
+            sum[kind] = __reduce_add_sync(~0u, sum[kind]);
+            most[kind] = __reduce_max_sync(~0u, most[kind]);
+        }
+        if (threadIdx.x % 32 == 0) {
+            atomicAdd(&s_.sums.decodes, decodes);
+#pragma unroll
+            for (int kind = 0; kind < 2; ++kind) {
+                atomicAdd(&s_.sums.blocks[kind], sum[kind]);
+                atomicMax(&s_.sums.most_blocks[kind], most[kind]);
+            }
         }
         __syncthreads();
-        uint32_t all[5];
-#pragma unroll
-        for (int i = 0; i < 5; ++i) {
-            const uint32_t of_warp = lane < kWarps ? s_.sums[i][lane] : 0;
-            all[i] = i < 3 ? __reduce_add_sync(~0u, of_warp) : __reduce_max_sync(~0u, of_warp);
-        }
-        const auto decodes = static_cast<int32_t>(all[2]);
-        totals_ = {{all[0], all[1]}, {lists_.num_tiles - decodes, decodes}};
-        most_blocks_[0] = static_cast<int32_t>(all[3]);
-        most_blocks_[1] = static_cast<int32_t>(all[4]);
+        const auto num_decodes = static_cast<int32_t>(s_.sums.decodes);
+        totals_ = {{s_.sums.blocks[0], s_.sums.blocks[1]}, {lists_.num_tiles - num_decodes, num_decodes}};
+        for (int kind = 0; kind < 2; ++kind)
+            most_blocks_[kind] = static_cast<int32_t>(s_.sums.most_blocks[kind]);
     }
 
     // A batch of few tiles: each warp has them all, a tile a thread, and plans for itself.
@@ -153,7 +156,7 @@ private:
         int32_t num_blocks = 0, its_segments = 0, rows = 0;
         if (exists) {
             tile = lists_.tiles[lane];
-            const SequenceShape seq = lists_.shapes[tile.seq];
+            const SequenceShape seq = lists_.shapes[tile.seq()];
             decode = is_decode(shape_, seq.q_len);
             const Tile its = cut(lane, tile, seq);
             num_blocks = its.blocks.end - its.blocks.begin;
@@ -187,8 +190,7 @@ private:
             if (end > shape_.max_slots[decode]) splits = 1;
             if (splits > 1) {
                 largest = largest_piece(shape_, num_blocks, its_segments, splits);
-                tile.blocks_or_slot = end - slots;
-                tile.more_splits = splits - 1;
+                tile.set_pieces(end - slots, splits);
             }
             if (warp == kFewWarps - 1) {
                 const int32_t partial_rows = __reduce_add_sync(~0u, splits > 1 ? slots * rows : 0);
@@ -196,16 +198,17 @@ private:
                 s_.header.num_partial_rows = partial_rows;
             }
         }
-        tile.key = order_key(costs_, decode, largest);
+        tile.set_key(order_key(costs_, decode, largest));
         // Its items come after those of smaller keys, and of the same key in earlier threads.
-        const int32_t items = exists ? splits : 0, place = tile.key * 32 + lane;
+        const int32_t items = exists ? splits : 0, place = tile.key() * 32 + lane;
         int32_t position = 0;
 #pragma unroll 4
         for (int other = 0; other < lists_.num_tiles; ++other) {
             const int32_t its = __shfl_sync(~0u, place << 16 | items, other);
             if (its >> 16 < place) position += its & 0xffff;
         }
-        ItemWriter<kIsShared>(p_, s_, lists_, kFewWarps).write_only(tile, position);
+        const int32_t ctas = kIsShared ? p_.num_ctas : 1;
+        ItemWriter<kIsShared>(p_, s_, lists_, ctas * kFewWarps, warp * ctas + blockIdx.x).write_only(tile, position);
         if (warp == kFewWarps - 1) {
             const int32_t front_items = __reduce_add_sync(~0u, decode ? 0 : items);
             write_header(__reduce_add_sync(~0u, items), front_items);
@@ -213,7 +216,7 @@ private:
     }
 
     __device__ Tile cut(int32_t t, const PlannedTile& tile, const SequenceShape& seq) const {
-        return tile_at(c_, shape_, seq.q_len, seq.kv_len, t - lists_.first_tiles[tile.seq]);
+        return tile_at(c_, shape_, seq.q_len, seq.kv_len, t - lists_.first_tiles[tile.seq()]);
     }
 
     // Shares of the CTAs, and the most cost of a piece at each end. False if no tile has more. `count_pieces` counts those that
@@ -244,7 +247,7 @@ private:
             for (int kind = 0; kind < 2; ++kind) {
                 if (!may_be_wave[kind]) continue;
                 const int32_t sum = __reduce_add_sync(~0u, pieces[kind]);
-                if (lane == 0) atomicAdd(&s_.wave_pieces[kind][i], sum);
+                if (lane == 0) atomicAdd(&s_.sums.wave_pieces[kind][i], sum);
             }
         }
         __syncthreads();
@@ -252,7 +255,7 @@ private:
         for (int kind = 0; kind < 2; ++kind) {
             if (!may_be_wave[kind]) continue;
             const bool fits = lane < kNumWaveTargets &&
-                              fits_one_wave(c_, s_.wave_pieces[kind][lane % kNumWaveTargets], shares.ctas[kind]);
+                              fits_one_wave(c_, s_.sums.wave_pieces[kind][lane % kNumWaveTargets], shares.ctas[kind]);
             const uint32_t fitting = __ballot_sync(~0u, fits);
             targets[kind] = fitting ? wave_target(costs_, shares.fair_share[kind], kind, __ffs(fitting) - 1)
                                     : queue_target(costs_, shares.fair_share[kind], kind);
@@ -276,6 +279,7 @@ private:
                 pieces[1] += decode ? n : 0;
             }
         };
+        if (c_.num_splits == 1 || surely_whole(c_, costs_, totals_, most_blocks_)) return;
         if (!choose_targets(targets, count_pieces)) return;
         place_pieces(targets);
         __syncthreads();
@@ -283,11 +287,11 @@ private:
 
     // Blocks are segments, but for batch invariance.
     __device__ int32_t segments(int32_t t, const PlannedTile& tile) const {
-        if (shape_.segment_log2 == 0) return tile.blocks_or_slot;
-        return segments_of(shape_, cut(t, tile, lists_.shapes[tile.seq]).blocks);
+        if (shape_.segment_log2 == 0) return tile.blocks_or_slot();
+        return segments_of(shape_, cut(t, tile, lists_.shapes[tile.seq()]).blocks);
     }
     __device__ int32_t cost_of(const PlannedTile& t) const {
-        return item_cost(costs_, t.is_decode(), t.blocks_or_slot);
+        return item_cost(costs_, t.is_decode(), t.blocks_or_slot());
     }
 
     // Hands out slots to split tiles, at each end. Since tiles without room count too, those with room come before those
@@ -313,65 +317,88 @@ private:
             before[0] += sum.total[0];
             before[1] += sum.total[1];
             if (splits == 1 || first_slot + slots > shape_.max_slots[decode]) continue;
-            const int32_t largest = largest_piece(shape_, tile.blocks_or_slot, its_segments, splits);
-            tile.key = order_key(costs_, decode, largest);
-            tile.more_splits = splits - 1;
-            tile.blocks_or_slot = first_slot;
+            const int32_t largest = largest_piece(shape_, tile.blocks_or_slot(), its_segments, splits);
+            tile.set_key(order_key(costs_, decode, largest));
+            tile.set_pieces(first_slot, splits);
             lists_.tiles[t] = tile;
-            const Range rows = rows_at(shape_, lists_.shapes[tile.seq].q_len, t - lists_.first_tiles[tile.seq]);
+            const Range rows = rows_at(shape_, lists_.shapes[tile.seq()].q_len, t - lists_.first_tiles[tile.seq()]);
             atomicAdd(&s_.header.num_split_tiles, 1);
             atomicAdd(&s_.header.num_partial_rows, slots * (rows.end - rows.begin));
         }
     }
 
-    // Sorts tiles, as many as counters take at a time. If that is not all, they are counted first.
+    // Sorts tiles, as many as counters take at a time. If that is not all, they are counted first. Tiles in shared memory
+    // are shared out among CTAs: what others sort is only counted.
     __device__ void write_items() {
         int32_t items = 0;  // of this thread's key
         const bool at_once = kIsShared || lists_.num_tiles <= kSortedTiles;
 #pragma unroll 1
         for (int32_t first = 0; !at_once && first < lists_.num_tiles; first += kSortedTiles)
-            items += count_items(first);
-        int32_t position = 0, num_items = 0;
-        // Not the warps that sum up the keys, if others suffice: these make items meanwhile.
-        constexpr int kTeam = kIsShared ? kWriters : kWarps;
-        const bool writes = threadIdx.x / 32 + kTeam >= kWarps;
-        ItemWriter<kIsShared> writer(p_, s_, lists_, kTeam);
+            items += count_items(sorted_from(first));
+        int32_t position = 0;
+        const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        ItemWriter<kIsShared> writer(p_, s_, lists_, kTeam, warp % kTeam);
 #pragma unroll 1
         for (int32_t first = 0; first < lists_.num_tiles; first += kSortedTiles) {
-            const int32_t here = count_items(first), num_tiles = num_sorted(first);
-            const StagedItem staged = writes ? writer.stage_ahead(first, num_tiles) : StagedItem{};
-            if (first == 0) {
-                const int32_t of_key[1] = {at_once ? here : items};
-                const auto sum = scan_.template exclusive<Sum>(of_key);
-                position = sum.before[0];
-                num_items = sum.total[0];
-                if (threadIdx.x == kNumOrderKeys / 2) s_.header.num_front_items = position;
+            const Range sorted = sorted_from(first);
+            const int32_t here = count_items(sorted), num_tiles = sorted.end - sorted.begin;
+            const StagedItem staged = warp >= kFirstOfTeam ? writer.stage_ahead(sorted.begin, num_tiles) : StagedItem{};
+            if (threadIdx.x < kNumOrderKeys) {
+                if (first == 0) {
+                    const int32_t before = kIsShared ? s_.counts.elsewhere[0][threadIdx.x] : 0,
+                                  after = kIsShared ? s_.counts.elsewhere[1][threadIdx.x] : 0,
+                                  of_key = at_once ? before + here + after : items;
+                    const int32_t inclusive = warp_inclusive<Sum>(of_key, lane);
+                    position = inclusive - of_key + before;
+                    if (lane == 31) s_.keys_items[warp] = inclusive;
+                }
+                s_.next_item[threadIdx.x] = position;
+                position += here;
             }
-            if (threadIdx.x < kNumOrderKeys) s_.next_item[threadIdx.x] = position;
-            position += here;
+            // While others make items, if these did not depend on it.
+            if (front_ctas_ < 0 && blockIdx.x == 0 && warp == 0)
+                front_ctas_ = share_ctas(c_, shape_, costs_, totals_).front_ctas;
             __syncthreads();
-            if (writes) writer.write_sorted(first, num_tiles, staged);
+            if (warp >= kFirstOfTeam) writer.write_sorted(sorted.begin, num_tiles, staged);
             if (!kIsShared) __syncthreads();
         }
-        if (threadIdx.x < 32) write_header(num_items, s_.header.num_front_items);
+        if (warp == 0) {
+            const int32_t num_front_items = keys_items_before(s_, kNumOrderKeys / 2);
+            write_header(keys_items_before(s_, kNumOrderKeys), num_front_items);
+        }
     }
 
-    __device__ int32_t num_sorted(int32_t first) const { return min_of(lists_.num_tiles - first, kSortedTiles); }
+    __device__ Range sorted_from(int32_t first) const {
+        const int32_t all = lists_.num_tiles;
+        if (!kIsShared) return {first, min_of(first + kSortedTiles, all)};
+        const int32_t each = (all + p_.num_ctas - 1) >> log2_floor(p_.num_ctas), begin = blockIdx.x * each;
+        return {min_of(begin, all), min_of(begin + each, all)};
+    }
 
-    // Of the tiles that are sorted at a time. Returns the items of this thread's key.
-    __device__ int32_t count_items(int32_t first) {
+    // Returns the items of this thread's key in the tiles that are sorted.
+    __device__ int32_t count_items(Range sorted) {
+        const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         if (!kIsShared) {
             __syncthreads();
             s_.counts.clear();
             __syncthreads();
-        }
-        const int32_t num_tiles = num_sorted(first), rounds = ItemCounts::num_rounds(num_tiles);
-        const int32_t lane = threadIdx.x % 32, begin = threadIdx.x / 32 * rounds * 32,
-                      end = min_of(begin + rounds * 32, num_tiles);
+        } else if (warp < kFirstOfTeam) {
 #pragma unroll 1
-        for (int32_t i = begin + lane; i - lane < end; i += 32) {
-            const PlannedTile tile = i < end ? lists_.tiles[first + i] : PlannedTile{};
-            s_.counts.add(i, tile.key, i < end ? tile.num_splits() : 0);
+            for (int32_t t = threadIdx.x; t < lists_.num_tiles; t += 32 * kFirstOfTeam) {
+                const PlannedTile tile = lists_.tiles[t];
+                const bool after = t >= sorted.end;
+                if (t < sorted.begin || after) s_.counts.add_elsewhere(after, tile.key(), tile.num_splits());
+            }
+        }
+        if (warp >= kFirstOfTeam) {
+            const int32_t num_tiles = sorted.end - sorted.begin, rounds = ItemCounts::num_rounds(num_tiles),
+                          column = warp - kFirstOfTeam, begin = column * rounds * 32,
+                          end = min_of(begin + rounds * 32, num_tiles);
+#pragma unroll 1
+            for (int32_t i = begin + lane; i - lane < end; i += 32) {
+                const PlannedTile tile = i < end ? lists_.tiles[sorted.begin + i] : PlannedTile{};
+                s_.counts.add(column, i, tile.key(), i < end ? tile.num_splits() : 0);
+            }
         }
         __syncthreads();
         return threadIdx.x < kNumOrderKeys ? s_.counts.sum_up(threadIdx.x) : 0;
@@ -400,22 +427,26 @@ private:
     SharedMemory& s_;
     BlockScan<kWarps> scan_;
     Lists<kIsShared> lists_;
+    int32_t front_ctas_ = -1;  // not known yet
+    // Warps that sort and write: not those that have the keys, if others suffice.
+    static constexpr int kTeam = kIsShared ? kWriters : kWarps, kFirstOfTeam = kWarps - kTeam;
+    static_assert(!kIsShared || 32 * kFirstOfTeam >= kNumOrderKeys);
     // The same in every thread:
-    int32_t front_ctas_ = 0, most_blocks_[2] = {};
+    int32_t most_blocks_[2] = {};
     Totals totals_{};
 };
 
 // What needs no lengths: before the kernel before has ended.
 __device__ inline void prepare(const PlannerParams& p, SharedMemory& s) {
     s.counts.clear();
-    static_assert(sizeof(PlanHeader) / 4 <= kThreads && 2 * kNumWaveTargets <= kThreads);
+    static_assert(sizeof(PlanHeader) / 4 <= kThreads && sizeof(Sums) / 4 <= kThreads);
     constexpr int kConfigBegin = offsetof(PlanHeader, config) / 4, kConfigEnd = kConfigBegin + kPlanConfigWords;
     const int word = threadIdx.x;
     if (word < int(sizeof(PlanHeader) / 4))
         reinterpret_cast<int32_t*>(&s.header)[word] =
             kConfigBegin <= word && word < kConfigEnd ? reinterpret_cast<const int32_t*>(&p.config)[word - kConfigBegin]
                                                       : 0;
-    if (word < 2 * kNumWaveTargets) s.wave_pieces[word / kNumWaveTargets][word % kNumWaveTargets] = 0;
+    if (word < int(sizeof(Sums) / 4)) reinterpret_cast<int32_t*>(&s.sums)[word] = 0;
 }
 
 __device__ inline void run(const PlannerParams& p, SharedMemory& s) {

@@ -5,13 +5,24 @@
 
 namespace varattn::planner {
 
+// Two words of 24 and 8 bits each. (No bit-fields: nvcc takes these apart byte by byte.)
 struct alignas(8) PlannedTile {
-    uint32_t seq : 24, key : 8;  // order key; of a decode from kNumOrderKeys / 2
+    uint32_t seq_key, blocks_more;
+    static constexpr uint32_t kLow = (1 << 24) - 1;
+
+    __device__ int32_t seq() const { return static_cast<int32_t>(seq_key & kLow); }
+    // Of a decode, from kNumOrderKeys / 2.
+    __device__ int32_t key() const { return static_cast<int32_t>(seq_key >> 24); }
+    __device__ bool is_decode() const { return key() >= kNumOrderKeys / 2; }
     // Blocks (of the most possible, 2^24, one is left out: it moves no cost, target or key); once splits are chosen, the
     // first slot of a split tile.
-    uint32_t blocks_or_slot : 24, more_splits : 8;
-    __device__ bool is_decode() const { return key >= kNumOrderKeys / 2; }
-    __device__ int32_t num_splits() const { return static_cast<int32_t>(more_splits) + 1; }
+    __device__ int32_t blocks_or_slot() const { return static_cast<int32_t>(blocks_more & kLow); }
+    __device__ int32_t num_splits() const { return static_cast<int32_t>(blocks_more >> 24) + 1; }
+
+    __device__ void set_key(int32_t key) { seq_key = seq() | static_cast<uint32_t>(key) << 24; }
+    __device__ void set_pieces(int32_t blocks_or_slot, int32_t splits) {
+        blocks_more = blocks_or_slot | static_cast<uint32_t>(splits - 1) << 24;
+    }
 };
 static_assert(sizeof(PlannedTile) == kTileScratchWords * 4);
 static_assert(kMaxSeqs <= 1 << 24 && kMaxNumSplits <= 256 && kArrivalCounters < 1 << 24 && kNumOrderKeys == 256);
@@ -30,7 +41,7 @@ struct PlannerParams {
     int32_t num_ctas;
 };
 
-// CTAs of the launch: so many that each warp has few items to write.
+// CTAs of the launch, a power of two: so many that each warp has few items to write.
 inline int32_t num_ctas(const PlanConfig& c) {
     if (c.max_seqs > kSharedSeqs) return 1;
     return max_tiles(c) <= 1024 ? 4 : max_tiles(c) <= 2048 ? 8 : 16;
@@ -38,6 +49,12 @@ inline int32_t num_ctas(const PlanConfig& c) {
 
 constexpr int kItemParts = sizeof(WorkItem) / sizeof(uint4);
 constexpr int kWriters = 8;  // warps of a CTA that write items
+
+// Added up by all warps.
+struct Sums {
+    uint32_t blocks[2], decodes, most_blocks[2];  // of all tiles: see Totals
+    int32_t wave_pieces[2][kNumWaveTargets];      // pieces that each target would make
+};
 
 struct SharedMemory {
     SequenceShape shapes[kSharedSeqs];
@@ -48,13 +65,22 @@ struct SharedMemory {
     };
     ItemCounts counts;
     uint4 staging[kWriters][32][kItemParts];  // a warp's items on their way to the plan
-    int32_t next_item[kNumOrderKeys];         // position of the key's next item
+    // Position of the key's next item, after all items of other warps' keys; items of each warp's keys.
+    int32_t next_item[kNumOrderKeys], keys_items[kNumOrderKeys / 32];
     BlockScan<kWarps>::Buffer scan;
-    uint32_t sums[5][kWarps];                 // see Totals
-    int32_t wave_pieces[2][kNumWaveTargets];  // pieces that each target would make
-    PlanHeader header;
+    Sums sums;
+    alignas(16) PlanHeader header;  // written 16 bytes at a time
 };
 static_assert(sizeof(SharedMemory) <= 98 * 1024, "compute capability 8.6 has 99 KiB for a CTA");
+
+// Of the keys of earlier warps.
+__device__ inline int32_t keys_items_before(const SharedMemory& s, int32_t key) {
+    int32_t items = 0;
+#pragma unroll
+    for (int warp = 0; warp < kNumOrderKeys / 32; ++warp)
+        items += warp < key / 32 ? s.keys_items[warp] : 0;
+    return items;
+}
 
 template <bool kIsShared>  // whether in shared memory
 struct Lists {

@@ -10,6 +10,7 @@ static_assert(kSortedTiles + 2 * kArrivalCounters <= 0xffff, "items of as many t
 
 // A warp's tiles are neighbours.
 struct ItemCounts {
+    alignas(16) int32_t elsewhere[2][kNumOrderKeys];  // items of tiles before those that are sorted here, and after
     // Of a key: items in each warp's tiles, then in those of earlier warps. Columns are padded against bank conflicts.
     alignas(16) uint16_t of_warp[kNumOrderKeys][kWarps + 8];
     uint16_t earlier[kSortedTiles];  // items of a tile's key in earlier tiles of its warp
@@ -19,14 +20,14 @@ struct ItemCounts {
 
     // All threads.
     __device__ void clear() {
-        auto* words = reinterpret_cast<uint4*>(of_warp);
-        for (int i = threadIdx.x; i < int(sizeof of_warp / sizeof(uint4)); i += kThreads)
+        auto* words = reinterpret_cast<uint4*>(elsewhere);
+        for (int i = threadIdx.x; i < int((sizeof elsewhere + sizeof of_warp) / sizeof(uint4)); i += kThreads)
             words[i] = uint4{};
     }
 
     // A warp counts its next 32 tiles; `tile` is this thread's, `num_items` 0 if there is none.
-    __device__ void add(int32_t tile, int32_t key, int32_t num_items) {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    __device__ void add(int32_t warp, int32_t tile, int32_t key, int32_t num_items) {
+        const int lane = threadIdx.x % 32;
         const uint32_t same_key = __match_any_sync(~0u, num_items > 0 ? key : -1),  // lanes
             lower = same_key & ((1u << lane) - 1);
         int32_t before = 0, all = 0;
@@ -42,6 +43,14 @@ struct ItemCounts {
             if (lower == 0) of_warp[key][warp] = static_cast<uint16_t>(of_earlier_calls + all);
         }
         __syncwarp();
+    }
+
+    // A tile that is sorted by another CTA.
+    __device__ void add_elsewhere(bool after, int32_t key, int32_t num_items) {
+        if (num_items == 1)
+            atomicAdd(&elsewhere[after][key], 1);  // fast even where all threads have the same key
+        else
+            atomicAdd(&elsewhere[after][key], num_items);
     }
 
     // Turns the key's counts into those of earlier warps, and returns their sum.

@@ -229,3 +229,8 @@ inline uint32_t atomicOr(uint32_t* p, uint32_t value) {
     *p |= value;
     return old;
 }
+inline uint32_t atomicMax(uint32_t* p, uint32_t value) {
+    const uint32_t old = *p;
+    *p = std::max(old, value);
+    return old;
+}
