@@ -9,8 +9,8 @@
 
 namespace varattn::sm90 {
 
-inline constexpr int kProducerWarps = 4;  // a warpgroup: copiers of K and V, the scheduler, the rest idle
-inline constexpr int kMaxCopyWarps = 2, kSchedulerWarp = 3;
+inline constexpr int kProducerWarps = 4;  // a warpgroup: copiers of K and V, one that writes padding, the scheduler
+inline constexpr int kMaxCopyWarps = 2, kPaddingWarp = 2, kSchedulerWarp = 3;
 inline constexpr int kDecodeRows = 16;  // decode: one mma.sync row tile
 inline constexpr int kDecodeWarps = 8;  // which share the keys; more only wait
 inline constexpr int kPartDims = 64;    // a 128-byte line of shared memory holds 64 elements

@@ -30,7 +30,6 @@ __device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int 
     RingPosition<C::kStages> kv;
     RingPosition<C::kQSlots> q_slot;
     RingPosition<kItemSlots> slot;
-    write_padding<typename C::T>(p.a, thread, C::kConsumerWarps);
     if (wg == C::kConsumerWarpgroups - 1) named_barrier_arrive(kBarrierTurn, 256);  // the first turn is warpgroup 0's
     for (;;) {
         mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());
@@ -88,6 +87,8 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
         lower_register_limit<C::kProducerRegisters>();
         if (warp == C::kConsumerWarps + kSchedulerWarp)
             Scheduler<C>(p, sm, *static_cast<const PlanHeader*>(p.a.plan)).run();
+        else if (warp == C::kConsumerWarps + kPaddingWarp)
+            write_padding<typename C::T>(p.a, lane, 1);
         else
             copy_keys<C>(p, sm, warp - C::kConsumerWarps);
     } else {

@@ -187,6 +187,26 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         softmax.sum[1] += block_sum[1];
     };
 
+    // A warpgroup without rows keeps step with the others, and leaves them the tensor cores.
+    if (wg * 64 >= task().num_rows) {
+        auto skip_block = [&] {
+            await_block(kv);
+            release(kv.stage);
+            kv.advance();
+        };
+        mbarrier_wait(&sm.q_full[q_slot.stage], q_slot.full_parity());
+        for (int i = 0; i < task().num_blocks; ++i) {
+            take_turn();
+            pass_turn();
+            skip_block();             // of keys
+            if (i > 0) skip_block();  // of the values before
+        }
+        skip_block();
+        if (lane == 0) mbarrier_arrive(&sm.q_empty[q_slot.stage]);
+        q_slot.advance();
+        return;
+    }
+
     // Each turn of the loop ends one task, unless it is the first, and begins the next, unless there is none.
     int done_slot = -1;
     RowSoftmax<kScores> done_softmax;
