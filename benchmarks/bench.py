@@ -199,7 +199,7 @@ def main(
         settings = Settings(settings.device, 0.0, kernel_only, sm_margin, num_splits, seed)
 
     peer = Fa3(fa3) if fa3 is not None else None
-    rates = measure_rates(settings.device, getattr(torch, dtype))
+    rates = {d: measure_rates(settings.device, getattr(torch, d)) for d in dtypes}
     context = describe(settings, rates, fa3)
     console.print(" | ".join(f"{name}: {value}" for name, value in context.items()), highlight=False)
     rows = []
@@ -208,13 +208,13 @@ def main(
         task = progress.add_task("", total=len(chosen))
         for step in chosen:
             progress.update(task, description=step.title)
-            rows.append(measure(step, rates, peer, settings))
+            rows.append(measure(step, rates[step.dtype], peer, settings))
             if json_file:  # after each step, so that a run that is cut short leaves what it has
                 write_json(json_file, context, rows)
             progress.advance(task)
     by_title = {r.step.title: r for r in rows}
     held = [r for r in rows if device == "cuda" and sm_margin == 0 and is_measured(r, by_title)]
-    missed = {r.step.title: misses(r, by_title, context["device"], rates[1]) for r in held}
+    missed = {r.step.title: misses(r, by_title, context["device"], rates[dtype][1]) for r in held}
     missed = {title: words for title, words in missed.items() if words}
     verdicts = {r.step.title: f"{target_of(r).text} {'MISSED' if r.step.title in missed else 'met'}" for r in held}
     print_table(console, rows, dry=device == "cpu", verdicts=verdicts)
@@ -240,13 +240,14 @@ def write_json(path: Path, context: dict[str, str], rows: list[Row]) -> None:
     path.write_text(json.dumps({"context": context, "steps": [r.as_json() for r in rows]}, indent=1))
 
 
-def describe(settings: Settings, rates: tuple[float, float], fa3: Path | None) -> dict[str, str]:
+def describe(settings: Settings, rates: dict[str, tuple[float, float]], fa3: Path | None) -> dict[str, str]:
+    """`rates`: of measure_rates, by dtype."""
     on_gpu = settings.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()}), dry run",
         "SMs": str(num_sms(settings.device)) if on_gpu else "-",
-        "matmul": f"{rates[0] / 1e12:.1f} TFLOP/s",
-        "copy": f"{rates[1] / 1e9:.0f} GB/s",
+        "matmul": ", ".join(f"{matmul / 1e12:.1f} TFLOP/s ({dtype})" for dtype, (matmul, _) in rates.items()),
+        "copy": f"{max(copy for _, copy in rates.values()) / 1e9:.0f} GB/s",
         "varattn": f"{varattn.__version__} ({commit()})",
         "torch": torch.__version__,
         "FA3": fa3.name if fa3 else "not given",

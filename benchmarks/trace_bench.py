@@ -237,7 +237,7 @@ def main(
     settings = Settings(torch.device(device), seconds, False, 0, 0, seed)
     peer = Fa3(fa3) if fa3 is not None else None
     rates = measure_rates(settings.device, torch.bfloat16)
-    context = describe(settings, rates, fa3) | {"page size": str(page_size), "layers": str(LAYERS)}
+    context = describe(settings, {"bfloat16": rates}, fa3) | {"page size": str(page_size), "layers": str(LAYERS)}
     console.print(" | ".join(f"{name}: {value}" for name, value in context.items()), highlight=False)
     results: dict[str, list[StepTimes]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -1,5 +1,5 @@
-// What a kernel's work costs on a device, by which planners share it out. benchmarks/calibrate.py measures rows; those that
-// are here are older than it, see docs/performance.md.
+// What a kernel's work costs on a device, by which planners share it out. benchmarks/calibrate.py measures rows; which of
+// them are here, and why, is in docs/performance.md.
 #pragma once
 
 #include <string_view>
@@ -23,6 +23,10 @@ inline constexpr DeviceCosts kDeviceCosts[] = {
     {kKernelPortableD64, "", {1000, 600, 1000, 600, 114}},
     {kKernelPortableD128, "", {1500, 1000, 1500, 1000, 114}},
     {kKernelPortableD256, "", {2000, 1000, 2000, 1000, 57}},
+    {kKernelSm90D256, "NVIDIA H200", {2406, 1497, 2406, 1497, 104}},
+    {kKernelPortableD64, "NVIDIA H200", {3462, 1681, 3462, 1681, 264}},
+    {kKernelPortableD128, "NVIDIA H200", {4608, 2459, 4608, 2459, 264}},
+    {kKernelPortableD256, "NVIDIA H200", {5726, 1953, 5726, 1953, 130}},
 };
 
 constexpr const DeviceCosts* find_costs(KernelId kernel, std::string_view device) {

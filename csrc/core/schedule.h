@@ -119,8 +119,8 @@ VARATTN_HD constexpr Tile tile_at(const PlanConfig& c, const TileShape& shape, i
     return tile;
 }
 
-// More blocks than these cost no more (a second for an item), so that costs fit 31 bits.
-inline constexpr int32_t kMaxPricedBlocks = 1 << 20;
+// More blocks than these cost no more, so that costs fit 31 bits.
+inline constexpr int32_t kMaxPricedBlocks = 1 << 19;
 
 VARATTN_HD constexpr int32_t item_cost(const CostModel& m, bool decode, int32_t blocks) {
     return min_of(blocks, kMaxPricedBlocks) * (decode ? m.block_decode : m.block) + (decode ? m.item_decode : m.item);
