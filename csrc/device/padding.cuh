@@ -8,8 +8,8 @@
 
 namespace varattn::device {
 
-// Their outputs become 0, their LSE -inf. By the first `num_warps` warps of each CTA: a row a warp, as many heads at a time
-// as its lanes have room for, 16 bytes a lane; LSEs a head a warp.
+// Their outputs become 0, their LSE -inf. By `num_warps` warps of each CTA, which take the CTA's share: a row a warp, as many
+// heads at a time as its lanes have room for, 16 bytes a lane; LSEs a head a warp.
 template <class T>
 __device__ __forceinline__ void write_padding(const AttentionParams& p, int thread, int num_warps) {
     if (p.leave_padding) return;
