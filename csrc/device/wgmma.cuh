@@ -52,8 +52,9 @@ __device__ __forceinline__ void pin_registers(uint32_t (&r)[kCount]) {
 #define VARATTN_WGMMA_SS(n, type, regs, a, b, acc)                                                            \
     "{ .reg .pred p; setp.ne.b32 p, " acc ", 0; wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type \
     " {" regs "}, " a ", " b ", p, 1, 1, 0, 0; }"
-#define VARATTN_WGMMA_RS(n, type, regs, a, b) \
-    "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" regs "}, {" a "}, " b ", 1, 1, 1, 1;"
+#define VARATTN_WGMMA_RS(n, type, regs, a, b, acc)                                                            \
+    "{ .reg .pred p; setp.ne.b32 p, " acc ", 0; wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type \
+    " {" regs "}, {" a "}, " b ", p, 1, 1, 1; }"
 
 // d (64 x N) = a (64 x 16, shared, K-major) * b (16 x N, shared, K-major) [+ d]. N is twice the registers of d.
 template <class T, int kRegs>
@@ -77,26 +78,26 @@ __device__ __forceinline__ void wgmma_ss(float (&d)[kRegs], uint64_t a, uint64_t
                      : "l"(a), "l"(b), "r"(accumulate));
 }
 
-// d (64 x N) += a (64 x 16, registers) * b (16 x N, shared, MN-major).
+// d (64 x N) = a (64 x 16, registers) * b (16 x N, shared, MN-major) [+ d].
 template <class T, int kRegs>
-__device__ __forceinline__ void wgmma_rs(float (&d)[kRegs], const uint32_t* a, uint64_t b) {
+__device__ __forceinline__ void wgmma_rs(float (&d)[kRegs], const uint32_t* a, uint64_t b, int accumulate) {
     static_assert(kRegs == 32 || kRegs == 64);
     if constexpr (kRegs == 64 && std::is_same_v<T, __nv_bfloat16>)
-        asm volatile(VARATTN_WGMMA_RS("128", "bf16", VARATTN_R64, "%64,%65,%66,%67", "%68")
+        asm volatile(VARATTN_WGMMA_RS("128", "bf16", VARATTN_R64, "%64,%65,%66,%67", "%68", "%69")
                      : VARATTN_D16(0), VARATTN_D16(16), VARATTN_D16(32), VARATTN_D16(48)
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
     else if constexpr (kRegs == 64)
-        asm volatile(VARATTN_WGMMA_RS("128", "f16", VARATTN_R64, "%64,%65,%66,%67", "%68")
+        asm volatile(VARATTN_WGMMA_RS("128", "f16", VARATTN_R64, "%64,%65,%66,%67", "%68", "%69")
                      : VARATTN_D16(0), VARATTN_D16(16), VARATTN_D16(32), VARATTN_D16(48)
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
     else if constexpr (std::is_same_v<T, __nv_bfloat16>)
-        asm volatile(VARATTN_WGMMA_RS("64", "bf16", VARATTN_R32, "%32,%33,%34,%35", "%36")
+        asm volatile(VARATTN_WGMMA_RS("64", "bf16", VARATTN_R32, "%32,%33,%34,%35", "%36", "%37")
                      : VARATTN_D16(0), VARATTN_D16(16)
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
     else
-        asm volatile(VARATTN_WGMMA_RS("64", "f16", VARATTN_R32, "%32,%33,%34,%35", "%36")
+        asm volatile(VARATTN_WGMMA_RS("64", "f16", VARATTN_R32, "%32,%33,%34,%35", "%36", "%37")
                      : VARATTN_D16(0), VARATTN_D16(16)
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
 #undef VARATTN_D4

@@ -16,6 +16,7 @@ namespace varattn::sm90 {
 // Zeroes rows of a V block outside [key_begin, key_end): stale memory may hold NaN, and 0 x NaN is NaN.
 template <class C>
 __device__ __forceinline__ void clean_values(uint8_t* stage, const Work& w, int first_key, int thread) {
+#pragma unroll 1  // seldom run
     for (int i = thread; i < C::kParts * C::kBlockN * 8; i += 128) {
         const int key = first_key + i / 8 % C::kBlockN;
         if (key < w.key_begin || key >= w.key_end) *reinterpret_cast<uint4*>(stage + i * 16) = uint4{0, 0, 0, 0};
@@ -35,13 +36,14 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
 
     constexpr int kEarly = C::kEarlyScores;
     constexpr bool kChains = C::kQSlots > 1;  // tasks
-    // Zeroed before each task. Without that the assembler takes the accumulators as live all through the loop over tasks,
-    // decode included, which then spills.
+    // Zeroed, though no product adds to that: without it the assembler takes the accumulators as live all through the loop
+    // over tasks, decode included, which then spills.
     float o[kOutGroups][kOutRegs] = {};
     float s[kScores];
     uint32_t prob[kScores / 2] = {};
     RowSoftmax<kScores> softmax;
 
+    int has_output = 0;  // whether `o` holds products of the task at hand: the first one does not add
     // Of the task whose scores are next.
     int32_t whole_begin, whole_end;  // blocks outside hold keys that some row of the warpgroup does not see
     int32_t block, last_block;
@@ -78,7 +80,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
                         advance(k_desc, kk / 4 * C::kKvPartBytes + kk % 4 * 32), kk > 0);
         wgmma_commit();
     };
-    auto multiply_values = [&](uint64_t v_desc) {  // o += prob v
+    auto multiply_values = [&](uint64_t v_desc) {  // o (+)= prob v
         pin_registers(prob);
 #pragma unroll
         for (int g = 0; g < kOutGroups; ++g)
@@ -88,8 +90,10 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         for (int g = 0; g < kOutGroups; ++g)
 #pragma unroll
             for (int kk = 0; kk < C::kBlockN / 16; ++kk)
-                wgmma_rs<T>(o[g], prob + kk * 4, advance(v_desc, g * 2 * C::kKvPartBytes + kk * 2048));
+                wgmma_rs<T>(o[g], prob + kk * 4, advance(v_desc, g * 2 * C::kKvPartBytes + kk * 2048),
+                            kk > 0 || has_output);
         wgmma_commit();
+        has_output = 1;
     };
     auto await_keys = [&](int stage, auto beside_values) {  // whose product goes on
         wgmma_wait<decltype(beside_values)::value>();
@@ -174,6 +178,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         float block_sum[2] = {0.f, 0.f};
         float early[kEarly], late[kScores - kEarly];
         softmax.template exponentiate<0, kEarly>(s, p.scale_log2, early, block_sum);
+        // Summed up here, not among the later exponentials. Three warpgroups have no registers left for it.
+        if constexpr (C::kConsumerWarpgroups == 2) pin_registers(block_sum);
         if (block > last_block) await_block(kv);
         if constexpr (kMayHaveValues) await_values();
         if (has_values) release(v_at.stage);
@@ -227,11 +233,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
             write_prefill<C>(p, sm.work[done_slot], o, done_softmax.top, done_softmax.sum, wg, opaque(thread));
         if (!has_next) return;
         if (has_done) end_task(p, sm, done_slot, thread);
-#pragma unroll
-        for (int g = 0; g < kOutGroups; ++g)
-#pragma unroll
-            for (int i = 0; i < kOutRegs; ++i)
-                o[g][i] = 0.f;
+        has_output = 0;
 
         if (block > last_block && task().first_is_dirty) clean(task(), kv.next());
         while (block > last_block) {

@@ -36,17 +36,15 @@ __device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work&
         const Denominator denominator = finish_row(p, at.head_q, top[h] * p.scale_log2, total, !is_split);
         auto column = [&](int i) { return &o[i / (kOutRegs / 4)][i % (kOutRegs / 4) * 4 + h * 2]; };
         if (is_split) {
-            if (!exists) continue;
             const Partials partials(p, w);
-            const int64_t to = int64_t{w.item.split} * tile_rows(w.item) + row;
-            if (lane % 4 == 0) partials.lse[to] = denominator.lse;
+            const int64_t at_row = int64_t{w.item.split} * tile_rows(w.item) + row;
+            if (lane % 4 == 0 && exists) partials.lse[at_row] = denominator.lse;
+            const int first_column = lane % 4 * 2, columns = exists ? dim - first_column : 0;
+            float* const to = partials.out + at_row * dim + first_column;
 #pragma unroll
-            for (int i = 0; i < C::kDim / 8; ++i) {
-                const int c = i * 8 + lane % 4 * 2;
-                if (c < dim)
-                    *reinterpret_cast<float2*>(partials.out + to * dim + c) =
-                        float2{column(i)[0] * denominator.reciprocal, column(i)[1] * denominator.reciprocal};
-            }
+            for (int i = 0; i < C::kDim / 8; ++i)
+                store_global_if(i * 8 < columns, to + i * 8, __float_as_uint(column(i)[0] * denominator.reciprocal),
+                                __float_as_uint(column(i)[1] * denominator.reciprocal));
             continue;
         }
         // The lane's four columns of groups i and i + 1: of the first if it is even, of the second if it is odd.
