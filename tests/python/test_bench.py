@@ -178,7 +178,7 @@ def test_dry_run_of_the_traces(tmp_path):
     assert len(traces) == 3
     for trace in traces.values():
         assert trace["figures"]["one graph over planned alone"]["value"] > 0
-        assert all(step["problems"] == [] and len(step["times"]) == 4 for step in trace["steps"])
+        assert all(step["problems"] == [] and len(step["times"]) == 5 for step in trace["steps"])
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -198,6 +198,7 @@ def test_figures_of_a_trace():
     assert found["FA3 plan 32 over one graph"] == (pytest.approx(1.45), ">= 1.25 met")
     assert found["FA3's best of each step over one graph"] == (pytest.approx(1.20), "")
     assert found["one graph over planned alone"] == (None, "")
+    assert found["one graph, padding left, over planned alone"] == (None, "")
     assert "MISSED" in dict((f.name, f.verdict) for f in figures(TRACES[1].name, rows))["FA3 plan 32 over one graph"]
 
 
