@@ -87,10 +87,13 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
         const bool decode = is_decode(shape, seqs[i].q_len);
         for (int32_t t = 0; t < num_tiles(shape, seqs[i].q_len); ++t) {
             const Tile tile = tile_at(c, shape, seqs[i].q_len, seqs[i].kv_len, t);
-            const int32_t cost = item_cost(costs, decode, tile.blocks.end - tile.blocks.begin);
-            tiles.push_back({i, t, tile, decode, cost, segments_of(shape, tile.blocks)});
-            totals.blocks[decode] += std::min(tile.blocks.end - tile.blocks.begin, kMaxPricedBlocks);
+            const int32_t num_blocks = tile.blocks.end - tile.blocks.begin,
+                          priced = std::min(num_blocks, kMaxPricedBlocks);
+            tiles.push_back(
+                {i, t, tile, decode, item_cost(costs, decode, num_blocks), segments_of(shape, tile.blocks)});
+            totals.blocks[decode] += priced;
             totals.tiles[decode] += 1;
+            totals.most_blocks[decode] = std::max(totals.most_blocks[decode], priced);
         }
     }
     const Shares shares = share_ctas(c, shape, costs, totals);

@@ -134,6 +134,7 @@ VARATTN_HD constexpr int32_t item_cost(const CostModel& m, bool decode, int32_t 
 struct Totals {          // of all tiles, for one KV head: prefill, decode
     uint32_t blocks[2];  // priced ones, modulo 2^32: an hour's work, beyond which shares may be odd
     int32_t tiles[2];
+    int32_t most_blocks[2];  // of a tile
 };
 
 // What all tiles of a kind cost, for all KV heads.
@@ -155,6 +156,22 @@ struct Shares {
     bool may_be_wave[2];    // every tile can have a CTA of its own
 };
 
+// Prefill tiles that are much alike, as those of a chunk at the end of a long prompt, run in rounds, and a few left over
+// take a whole round more. Returns the number of CTAs near `front_ctas` that all get as many; decodes, which are short, fill
+// in what this leaves.
+VARATTN_HD constexpr int32_t even_rounds(const PlanConfig& c, const Totals& t, int32_t front_ctas) {
+    const bool alike = uint64_t{t.blocks[0]} * 5 >=
+                       uint64_t{static_cast<uint32_t>(t.tiles[0])} * static_cast<uint32_t>(t.most_blocks[0]) * 4;
+    if (!alike) return front_ctas;
+    const auto tasks = static_cast<uint32_t>(t.tiles[0]) * static_cast<uint32_t>(c.num_heads_kv),
+               front = static_cast<uint32_t>(front_ctas);
+    const uint32_t rounds = (tasks + front / 2) / front;
+    if (rounds < 2) return front_ctas;
+    const auto even = static_cast<int32_t>(min_of<uint32_t>(ceil_div(tasks, rounds), c.num_ctas));
+    const int32_t most_moved = c.num_ctas / 16;
+    return even >= front_ctas - most_moved && even <= front_ctas + most_moved ? even : front_ctas;
+}
+
 inline constexpr int kLeastPieceItems = 3;  // a piece's cost is worth this many times an item's fixed cost
 inline constexpr uint32_t kMaxFairShare = 1 << 30;
 
@@ -175,7 +192,8 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
         const auto least = static_cast<int32_t>((prefill + time / 2) / time);
         const int32_t most = c.num_ctas - static_cast<int32_t>(ceil_div(decode, time));
         // At least one at either end.
-        s.front_ctas = clamp((least + most) / 2, 1, max_of(c.num_ctas - 1, 1));
+        const int32_t at_most = max_of(c.num_ctas - 1, 1);
+        s.front_ctas = min_of(even_rounds(c, t, clamp((least + most) / 2, 1, at_most)), at_most);
     }
     for (int kind = 0; kind < 2; ++kind) {
         if (t.tiles[kind] == 0) continue;
@@ -191,7 +209,8 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
 // ---- Splitting -------------------------------------------------------------------------------------------------------
 // At each end, a tile is cut into pieces of at most `target` cost. The fair share is the average load of the end's CTAs.
 // If pieces of the fair share, or of little more, make one wave (every CTA has one piece at most), that is the target: few
-// pieces, which end together. Otherwise half the fair share: pieces small enough for a longest-first queue to balance.
+// pieces, which end together. Otherwise half the fair share: pieces small enough for a longest-first queue to balance. The
+// whole of it for prefills: a piece of theirs does not join the chain of tasks, and its rows have to be merged.
 
 inline constexpr int kNumWaveTargets = 6;  // fair share * (1 + i / 32)
 
@@ -205,16 +224,15 @@ VARATTN_HD constexpr int32_t wave_target(const CostModel& m, int32_t fair_share,
 }
 
 VARATTN_HD constexpr int32_t queue_target(const CostModel& m, int32_t fair_share, bool decode) {
-    return max_of(least_piece(m, decode), (fair_share + 1) >> 1);
+    return max_of(least_piece(m, decode), decode ? (fair_share + 1) >> 1 : fair_share);
 }
 
 // Whether it is plain, without dividing, that no tile is split: the largest costs at most half the average load of all CTAs.
 // Targets are no less, but for what share_ctas shifts out.
-VARATTN_HD constexpr bool surely_whole(const PlanConfig& c, const CostModel& m, const Totals& t,
-                                       const int32_t (&most_blocks)[2]) {
+VARATTN_HD constexpr bool surely_whole(const PlanConfig& c, const CostModel& m, const Totals& t) {
     const uint64_t cost[2] = {total_cost(c, m, t, false), total_cost(c, m, t, true)};
     for (int kind = 0; kind < 2; ++kind) {
-        const auto most = static_cast<uint32_t>(item_cost(m, kind == 1, most_blocks[kind]));
+        const auto most = static_cast<uint32_t>(item_cost(m, kind == 1, t.most_blocks[kind]));
         if (t.tiles[kind] > 0 &&
             (most > kMaxFairShare / 2 ||
              uint64_t{2 * most} * static_cast<uint32_t>(c.num_ctas) + ((cost[0] + cost[1]) >> 30) > cost[kind]))

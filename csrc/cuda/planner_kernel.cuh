@@ -104,7 +104,7 @@ private:
         }
     }
 
-    // Each tile's blocks, the totals that shares and targets depend on, and the most blocks of a tile.
+    // Each tile's blocks, and the totals that shares and targets depend on.
     __device__ void cut_tiles() {
         uint32_t sum[2] = {}, most[2] = {}, decodes = 0;  // see Sums
 #pragma unroll 1
@@ -142,9 +142,9 @@ private:
         }
         __syncthreads();
         const auto num_decodes = static_cast<int32_t>(s_.sums.decodes);
-        totals_ = {{s_.sums.blocks[0], s_.sums.blocks[1]}, {lists_.num_tiles - num_decodes, num_decodes}};
-        for (int kind = 0; kind < 2; ++kind)
-            most_blocks_[kind] = static_cast<int32_t>(s_.sums.most_blocks[kind]);
+        totals_ = {{s_.sums.blocks[0], s_.sums.blocks[1]},
+                   {lists_.num_tiles - num_decodes, num_decodes},
+                   {static_cast<int32_t>(s_.sums.most_blocks[0]), static_cast<int32_t>(s_.sums.most_blocks[1])}};
     }
 
     // A batch of few tiles: each warp has them all, a tile a thread, and plans for itself.
@@ -172,7 +172,7 @@ private:
             if (totals_.tiles[kind] == 0) continue;
             const uint32_t of_kind = decode == (kind == 1) ? priced : 0;
             totals_.blocks[kind] = __reduce_add_sync(~0u, of_kind);
-            most_blocks_[kind] = static_cast<int32_t>(__reduce_max_sync(~0u, of_kind));
+            totals_.most_blocks[kind] = static_cast<int32_t>(__reduce_max_sync(~0u, of_kind));
         }
         const int32_t cost = item_cost(costs_, decode, num_blocks);
         int32_t targets[2], splits = 1, largest = num_blocks;
@@ -232,7 +232,7 @@ private:
             targets[kind] = wave ? wave_target(costs_, shares.fair_share[kind], kind, 0)
                                  : queue_target(costs_, shares.fair_share[kind], kind);
             may_split[kind] = c_.num_splits > 1 && totals_.tiles[kind] > 0 &&
-                              item_cost(costs_, kind, most_blocks_[kind]) > targets[kind];
+                              item_cost(costs_, kind, totals_.most_blocks[kind]) > targets[kind];
             may_be_wave[kind] = wave && may_split[kind];
         }
         if (!may_be_wave[0] && !may_be_wave[1]) return may_split[0] || may_split[1];
@@ -279,7 +279,7 @@ private:
                 pieces[1] += decode ? n : 0;
             }
         };
-        if (c_.num_splits == 1 || surely_whole(c_, costs_, totals_, most_blocks_)) return;
+        if (c_.num_splits == 1 || surely_whole(c_, costs_, totals_)) return;
         if (!choose_targets(targets, count_pieces)) return;
         place_pieces(targets);
         __syncthreads();
@@ -432,7 +432,6 @@ private:
     static constexpr int kTeam = kIsShared ? kWriters : kWarps, kFirstOfTeam = kWarps - kTeam;
     static_assert(!kIsShared || 32 * kFirstOfTeam >= kNumOrderKeys);
     // The same in every thread:
-    int32_t most_blocks_[2] = {};
     Totals totals_{};
 };
 

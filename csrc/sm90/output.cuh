@@ -104,16 +104,107 @@ struct Partials {
     }
 };
 
+// The partial results of a lane's columns: 0 unless they exist.
+template <int kColumns>
+__device__ __forceinline__ void load_columns(float (&x)[kColumns], const float* from, bool exists) {
+    constexpr int kVector = min_of(kColumns, 4);
+#pragma unroll
+    for (int i = 0; i < kColumns; i += kVector) {
+        if constexpr (kVector == 4) {
+            const float4 y = exists ? __ldcg(reinterpret_cast<const float4*>(from + i)) : float4{};
+            x[i] = y.x, x[i + 1] = y.y, x[i + 2] = y.z, x[i + 3] = y.w;
+        } else {
+            const float2 y = exists ? __ldcg(reinterpret_cast<const float2*>(from + i)) : float2{};
+            x[i] = y.x, x[i + 1] = y.y;
+        }
+    }
+}
+template <int kWords>
+__device__ __forceinline__ void store_words(void* to, const uint32_t (&x)[kWords]) {
+    if constexpr (kWords == 4)
+        *static_cast<uint4*>(to) = {x[0], x[1], x[2], x[3]};
+    else if constexpr (kWords == 2)
+        *static_cast<uint2*>(to) = {x[0], x[1]};
+    else
+        *static_cast<uint32_t*>(to) = x[0];
+}
+
+// Merges kRows rows of a tile from first_row on, by a warp: online over the splits, kSplits at a time in index order. What is
+// loaded at a time depends on nothing, so that it takes the memory's latency once.
+template <class C, int kRows, int kSplits>
+__device__ __forceinline__ void merge_rows(const LaunchParams& p, const Work& w, const Partials& partials, int first_row,
+                                           int lane) {
+    constexpr int kColumns = C::kDim / 32;  // of a lane
+    const int num_splits = w.item.num_splits, split_rows = tile_rows(w.item), dim = p.a.config.head_dim_v;
+    const int rows = min_of(w.num_rows - first_row, kRows), column = lane * kColumns;
+    const int64_t split_stride = int64_t{split_rows} * dim;
+    // Lane r has maximum and sum of row r.
+    const int my_row = first_row + min_of(lane, rows - 1);
+    float top = -INFINITY, sum = 0.f, acc[kRows][kColumns] = {};
+#pragma unroll 1
+    for (int split = 0; split < num_splits; split += kSplits) {
+        float lse[kSplits], x[kRows][kSplits][kColumns];
+#pragma unroll
+        for (int i = 0; i < kSplits; ++i) {
+            const bool exists = kSplits == 1 || split + i < num_splits;
+            lse[i] = exists ? __ldcg(partials.lse + (split + i) * split_rows + my_row) : -INFINITY;
+            const float* from = partials.out + (split + i) * split_stride + int64_t{first_row} * dim + column;
+#pragma unroll
+            for (int r = 0; r < kRows; ++r)
+                load_columns(x[r][i], from + r * dim, exists && r < rows && column < dim);
+        }
+        float next_top = top;
+#pragma unroll
+        for (int i = 0; i < kSplits; ++i)
+            next_top = fmaxf(next_top, lse[i]);
+        const float reference = next_top == -INFINITY ? 0.f : next_top;
+        const float factor = exp2f((top - reference) * kLog2e);
+        top = next_top;
+        sum *= factor;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+            const float row_factor = __shfl_sync(~0u, factor, r);
+#pragma unroll
+            for (int c = 0; c < kColumns; ++c)
+                acc[r][c] *= row_factor;
+        }
+#pragma unroll
+        for (int i = 0; i < kSplits; ++i) {
+            const float weight = exp2f((lse[i] - reference) * kLog2e);
+            sum += weight;
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) {
+                const float row_weight = __shfl_sync(~0u, weight, r);
+#pragma unroll
+                for (int c = 0; c < kColumns; ++c)
+                    acc[r][c] += row_weight * x[r][i][c];
+            }
+        }
+    }
+    const RowAddress mine = row_address(p, w, my_row);
+    const Denominator d = finish_row(p, mine.head_q, top * kLog2e, sum, true);
+    if (lane < rows) write_lse(p, mine, d.lse);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+        const float reciprocal = __shfl_sync(~0u, d.reciprocal, r);
+        if (r >= rows || column >= dim) continue;
+        uint32_t packed[kColumns / 2];
+#pragma unroll
+        for (int c = 0; c < kColumns / 2; ++c)
+            packed[c] = pack2<typename C::T>(acc[r][c * 2] * reciprocal, acc[r][c * 2 + 1] * reciprocal);
+        store_words(out_row<C>(p, row_address(p, w, first_row + r)) + column, packed);
+    }
+}
+
 // All consumer threads, after they have written their split's partials. The last split to arrive merges them all, in index
 // order, so that the bits do not depend on who is last.
 template <class C>
 __device__ void merge_if_last(const LaunchParams& p, SharedMemory<C>& sm, const Work& w, int thread) {
     const Partials partials(p, w);
-    const int num_splits = w.item.num_splits, split_rows = tile_rows(w.item);
     __threadfence();
     sync_consumers<C>();
     if (thread == 0) {
-        const bool last = atomicAdd(partials.arrivals, 1u) == static_cast<uint32_t>(num_splits - 1);
+        const bool last = atomicAdd(partials.arrivals, 1u) == static_cast<uint32_t>(w.item.num_splits - 1);
         if (last) *partials.arrivals = 0;
         sm.is_last_split = last;
     }
@@ -121,53 +212,17 @@ __device__ void merge_if_last(const LaunchParams& p, SharedMemory<C>& sm, const 
     if (!sm.is_last_split) return;
     __threadfence();
 
-    const int warp = thread / 32, lane = thread % 32, dim = p.a.config.head_dim_v;
-    for (int row = warp; row < w.num_rows; row += C::kConsumerWarps) {
-        float top = -INFINITY, sum = 0.f;
-        for (int s = lane; s < num_splits; s += 32)
-            top = fmaxf(top, __ldcg(partials.lse + s * split_rows + row));
-#pragma unroll
-        for (int x = 16; x; x /= 2)
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, x));
-        const RowAddress at = row_address(p, w, row);
-        typename C::T* out = out_row<C>(p, at);
-        if (top == -INFINITY) {
-            const Denominator d = finish_row(p, at.head_q, 0.f, 0.f, true);
-            for (int c = lane * 2; c < dim; c += 64)
-                *reinterpret_cast<uint32_t*>(out + c) = 0;
-            if (lane == 0) write_lse(p, at, d.lse);
-            continue;
-        }
-        float acc[C::kDim / 32] = {};
-        for (int first = 0; first < num_splits; first += 32) {
-            const int s = first + lane;
-            const float mine =
-                s < num_splits ? exp2f((__ldcg(partials.lse + s * split_rows + row) - top) * kLog2e) : 0.f;
-#pragma unroll 8
-            for (int i = 0; i < min_of(32, num_splits - first); ++i) {
-                const float weight = __shfl_sync(~0u, mine, i);
-                sum += weight;
-                const float* from = partials.out + (int64_t{first + i} * split_rows + row) * dim;
-#pragma unroll
-                for (int k = 0; k < C::kDim / 64; ++k) {
-                    const int c = k * 64 + lane * 2;
-                    if (c < dim) {
-                        const float2 x = __ldcg(reinterpret_cast<const float2*>(from + c));
-                        acc[k * 2] += weight * x.x;
-                        acc[k * 2 + 1] += weight * x.y;
-                    }
-                }
-            }
-        }
-        const Denominator d = finish_row(p, at.head_q, top * kLog2e, sum, true);
-#pragma unroll
-        for (int k = 0; k < C::kDim / 64; ++k) {
-            const int c = k * 64 + lane * 2;
-            if (c < dim)
-                *reinterpret_cast<uint32_t*>(out + c) =
-                    pack2<typename C::T>(acc[k * 2] * d.reciprocal, acc[k * 2 + 1] * d.reciprocal);
-        }
-        if (lane == 0) write_lse(p, at, d.lse);
+    // A decode has many splits of few rows, a prefill few of many: the same number of loads in flight, as registers allow.
+    constexpr int kLoads = C::kConsumerWarpgroups == 3 ? 4 : 2048 / C::kDim;
+    const int warp = thread / 32, lane = thread % 32;
+    if (w.num_rows <= kDecodeRows) {
+#pragma unroll 1
+        for (int row = warp; row < w.num_rows; row += C::kConsumerWarps)
+            merge_rows<C, 1, kLoads>(p, w, partials, row, lane);
+    } else {
+#pragma unroll 1
+        for (int row = warp * kLoads; row < w.num_rows; row += C::kConsumerWarps * kLoads)
+            merge_rows<C, kLoads, 1>(p, w, partials, row, lane);
     }
 }
 
