@@ -29,7 +29,7 @@ int32_t choose_target(const PlanConfig& c, const CostModel& costs, const Shares&
             if (t.decode == decode) pieces += splits_of(c, t.cost, t.segments, target);
         if (fits_one_wave(c, pieces, shares.ctas[decode])) return target;
     }
-    return queue_target(costs, shares.fair_share[decode], decode);
+    return queue_target(costs, shares, decode);
 }
 
 }  // namespace

@@ -72,10 +72,9 @@ VARATTN_HD constexpr PlanLayout plan_layout(const PlanConfig& c) {
     return l;
 }
 
-// Counters of the work queue. Zero between launches: the last CTA to leave restores them.
+// The counter of the work queue. Zero between launches: the last pop restores it.
 struct alignas(128) QueueState {
-    unsigned long long popped;  // low 32 bits: tasks popped from the front; high 32 bits: from the back
-    uint32_t num_done;          // CTAs that have left
+    unsigned long long popped;  // low 32 bits: pops from the front; high 32 bits: from the back
 };
 
 struct WorkspaceLayout {

@@ -154,6 +154,7 @@ struct Shares {
     int32_t ctas[2];        // that an end of the queue is planned for
     int32_t fair_share[2];  // average load of these
     bool may_be_wave[2];    // every tile can have a CTA of its own
+    bool memory_bound;      // decodes take longer than their price, since they share the memory
 };
 
 // Prefill tiles that are much alike, as those of a chunk at the end of a long prompt, run in rounds, and a few left over
@@ -184,11 +185,13 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
     const auto prefill = static_cast<uint32_t>(cost[0] >> shift), decode = static_cast<uint32_t>(cost[1] >> shift);
 
     Shares s{};
+    s.memory_bound = true;
     const bool mixed = t.tiles[0] > 0 && t.tiles[1] > 0;
     s.front_ctas = t.tiles[1] > 0 ? 0 : c.num_ctas;
     if (mixed) {
-        const uint32_t time =
-            max_of(ceil_div<uint32_t>(decode, m.streaming_ctas), ceil_divide(prefill + decode, shape.ctas));
+        const uint32_t memory_time = ceil_div<uint32_t>(decode, m.streaming_ctas),
+                       load = ceil_divide(prefill + decode, shape.ctas), time = max_of(memory_time, load);
+        s.memory_bound = memory_time >= load;
         const auto least = static_cast<int32_t>((prefill + time / 2) / time);
         const int32_t most = c.num_ctas - static_cast<int32_t>(ceil_div(decode, time));
         // At least one at either end.
@@ -209,8 +212,8 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
 // ---- Splitting -------------------------------------------------------------------------------------------------------
 // At each end, a tile is cut into pieces of at most `target` cost. The fair share is the average load of the end's CTAs.
 // If pieces of the fair share, or of little more, make one wave (every CTA has one piece at most), that is the target: few
-// pieces, which end together. Otherwise half the fair share: pieces small enough for a longest-first queue to balance. The
-// whole of it for prefills: a piece of theirs does not join the chain of tasks, and its rows have to be merged.
+// pieces, which end together. Otherwise the fair share, which a longest-first queue balances; half of it for decodes that
+// memory bounds, since the longest take more than their price.
 
 inline constexpr int kNumWaveTargets = 6;  // fair share * (1 + i / 32)
 
@@ -223,8 +226,9 @@ VARATTN_HD constexpr int32_t wave_target(const CostModel& m, int32_t fair_share,
     return fair + ((fair + 31) >> 5) * i;
 }
 
-VARATTN_HD constexpr int32_t queue_target(const CostModel& m, int32_t fair_share, bool decode) {
-    return max_of(least_piece(m, decode), decode ? (fair_share + 1) >> 1 : fair_share);
+VARATTN_HD constexpr int32_t queue_target(const CostModel& m, const Shares& s, bool decode) {
+    const int32_t fair = s.fair_share[decode];
+    return max_of(least_piece(m, decode), decode && s.memory_bound ? (fair + 1) >> 1 : fair);
 }
 
 // Whether it is plain, without dividing, that no tile is split: the largest costs at most half the average load of all CTAs.

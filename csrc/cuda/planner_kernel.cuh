@@ -230,7 +230,7 @@ private:
         for (int kind = 0; kind < 2; ++kind) {
             const bool wave = shares.may_be_wave[kind];
             targets[kind] = wave ? wave_target(costs_, shares.fair_share[kind], kind, 0)
-                                 : queue_target(costs_, shares.fair_share[kind], kind);
+                                 : queue_target(costs_, shares, kind);
             may_split[kind] = c_.num_splits > 1 && totals_.tiles[kind] > 0 &&
                               item_cost(costs_, kind, totals_.most_blocks[kind]) > targets[kind];
             may_be_wave[kind] = wave && may_split[kind];
@@ -258,7 +258,7 @@ private:
                               fits_one_wave(c_, s_.sums.wave_pieces[kind][lane % kNumWaveTargets], shares.ctas[kind]);
             const uint32_t fitting = __ballot_sync(~0u, fits);
             targets[kind] = fitting ? wave_target(costs_, shares.fair_share[kind], kind, __ffs(fitting) - 1)
-                                    : queue_target(costs_, shares.fair_share[kind], kind);
+                                    : queue_target(costs_, shares, kind);
         }
         return true;
     }

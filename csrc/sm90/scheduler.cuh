@@ -55,17 +55,19 @@ struct Scheduler {
             slot.advance();
             fetch_next();
         }
-        leave();
     }
 
 private:
-    // The task after those that were popped so far and the first ones, which take no atomic.
+    // The task after those that were popped so far and the first ones, which take no atomic. CTAs with a first task pop until
+    // there is none, all in all as often as there are tasks: the last pop restores the queue. A count of CTAs that leave
+    // would keep every CTA, and the launch after this one, waiting for another trip to memory.
     __device__ __forceinline__ void fetch_next() {
         unsigned long long popped = 0;
         if (lane == 0) popped = atomicAdd(&queue().popped, from_front() ? 1ull : 1ull << 32);
         popped = __shfl_sync(~0u, popped, 0);
-        fetch(num_front_ctas + static_cast<uint32_t>(popped),
-              gridDim.x - num_front_ctas + static_cast<uint32_t>(popped >> 32));
+        const auto front = static_cast<uint32_t>(popped), back = static_cast<uint32_t>(popped >> 32);
+        if (lane == 0 && front + back == num_tasks - 1) queue().popped = 0;
+        fetch(num_front_ctas + front, gridDim.x - num_front_ctas + back);
     }
     // Starts to load the item of the task that was popped after `front` others from the front and `back` from the back.
     __device__ __forceinline__ void fetch(uint32_t front, uint32_t back) {
@@ -125,16 +127,6 @@ private:
         }
         __syncwarp();
         q_slot.advance();
-    }
-    // The last CTA to leave restores the queue.
-    __device__ __forceinline__ void leave() {
-        if (lane == 0) {
-            __threadfence();
-            if (atomicAdd(&queue().num_done, 1u) == gridDim.x - 1) {
-                queue().popped = 0;
-                queue().num_done = 0;
-            }
-        }
     }
 };
 
