@@ -154,7 +154,7 @@ struct Shares {
     int32_t ctas[2];        // that an end of the queue is planned for
     int32_t fair_share[2];  // average load of these
     bool may_be_wave[2];    // every tile can have a CTA of its own
-    bool memory_bound;      // decodes take longer than their price, since they share the memory
+    bool balanced[2];       // by the other end's items: pieces need not be small for that
 };
 
 // Prefill tiles that are much alike, as those of a chunk at the end of a long prompt, run in rounds, and a few left over
@@ -185,13 +185,14 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
     const auto prefill = static_cast<uint32_t>(cost[0] >> shift), decode = static_cast<uint32_t>(cost[1] >> shift);
 
     Shares s{};
-    s.memory_bound = true;
     const bool mixed = t.tiles[0] > 0 && t.tiles[1] > 0;
     s.front_ctas = t.tiles[1] > 0 ? 0 : c.num_ctas;
     if (mixed) {
         const uint32_t memory_time = ceil_div<uint32_t>(decode, m.streaming_ctas),
                        load = ceil_divide(prefill + decode, shape.ctas), time = max_of(memory_time, load);
-        s.memory_bound = memory_time >= load;
+        // Decodes are short, but those that memory bounds take longer than their price.
+        s.balanced[0] = decode >= prefill / 8;
+        s.balanced[1] = memory_time < load;
         const auto least = static_cast<int32_t>((prefill + time / 2) / time);
         const int32_t most = c.num_ctas - static_cast<int32_t>(ceil_div(decode, time));
         // At least one at either end.
@@ -212,8 +213,9 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
 // ---- Splitting -------------------------------------------------------------------------------------------------------
 // At each end, a tile is cut into pieces of at most `target` cost. The fair share is the average load of the end's CTAs.
 // If pieces of the fair share, or of little more, make one wave (every CTA has one piece at most), that is the target: few
-// pieces, which end together. Otherwise the fair share, which a longest-first queue balances; half of it for decodes that
-// memory bounds, since the longest take more than their price.
+// pieces, which end together. Otherwise half the fair share: pieces small enough for a longest-first queue to balance; the
+// whole of it where the other end's items do that, since a piece costs more than its price: a chain of tasks ends, rows are
+// merged.
 
 inline constexpr int kNumWaveTargets = 6;  // fair share * (1 + i / 32)
 
@@ -228,7 +230,7 @@ VARATTN_HD constexpr int32_t wave_target(const CostModel& m, int32_t fair_share,
 
 VARATTN_HD constexpr int32_t queue_target(const CostModel& m, const Shares& s, bool decode) {
     const int32_t fair = s.fair_share[decode];
-    return max_of(least_piece(m, decode), decode && s.memory_bound ? (fair + 1) >> 1 : fair);
+    return max_of(least_piece(m, decode), s.balanced[decode] ? fair : (fair + 1) >> 1);
 }
 
 // Whether it is plain, without dividing, that no tile is split: the largest costs at most half the average load of all CTAs.

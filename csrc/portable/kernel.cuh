@@ -76,6 +76,7 @@ __global__ void __launch_bounds__(kThreads, C::kCtasPerSm) attention_kernel(cons
         if (sm.task.item.num_splits > 1) merge_if_last<C>(p, sm, work);
         if (p.trace && threadIdx.x == 0) device::record(p, sm.task.item_index, sm.task.head_kv, kTraceTask, begin_ns);
     }
+    leave_queue(p);
 }
 
 }  // namespace varattn::portable

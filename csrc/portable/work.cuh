@@ -46,8 +46,6 @@ __device__ __forceinline__ bool pop_task(const AttentionParams& p, Task& task) {
             int64_t from_front = popped & 0xffffffff, from_back = popped >> 32;
             int64_t num_tasks = int64_t{plan.num_items} * num_heads;
             if (from_front + from_back < num_tasks) index = front ? from_front : num_tasks - 1 - from_back;
-            // Every CTA pops until there is none: the last pop restores the queue.
-            if (from_front + from_back == num_tasks + gridDim.x - 1) queue_state(p).popped = 0;
         }
         index = __shfl_sync(~0u, index, 0);
         constexpr int kItemWords = sizeof(WorkItem) / 4;
@@ -63,6 +61,15 @@ __device__ __forceinline__ bool pop_task(const AttentionParams& p, Task& task) {
     }
     __syncthreads();
     return task.head_kv >= 0;
+}
+
+// All threads. The last CTA to leave restores the queue.
+__device__ __forceinline__ void leave_queue(const AttentionParams& p) {
+    if (threadIdx.x != 0) return;
+    QueueState& queue = queue_state(p);
+    if (atomicAdd(&queue.num_done, 1u) != gridDim.x - 1) return;
+    queue.popped = 0;
+    queue.num_done = 0;
 }
 
 // What a task covers, clipped to the buffers of this launch.

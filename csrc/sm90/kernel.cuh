@@ -81,12 +81,17 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
     // Up to here while the kernel before, perhaps the planner, still runs.
     allow_next_kernel();
     await_previous_kernel();
-    if (!accept_plan(p, lane)) return;
+    const bool schedules = warp == C::kConsumerWarps + kSchedulerWarp;
+    const uint32_t seat = schedules ? take_seat(p, lane) : 0;
+    if (!accept_plan(p, lane)) {
+        if (schedules && lane == 0 && seat < kMaxSeats) static_cast<QueueState*>(p.a.workspace)->seats[seat] = 0;
+        return;
+    }
     __syncthreads();
     if (warp >= C::kConsumerWarps) {
         lower_register_limit<C::kProducerRegisters>();
-        if (warp == C::kConsumerWarps + kSchedulerWarp)
-            Scheduler<C>(p, sm, *static_cast<const PlanHeader*>(p.a.plan)).run();
+        if (schedules)
+            Scheduler<C>(p, sm, *static_cast<const PlanHeader*>(p.a.plan), seat).run();
         else if (warp == C::kConsumerWarps + kPaddingWarp)
             write_padding<typename C::T>(p.a, lane, 1);
         else

@@ -12,6 +12,23 @@ namespace varattn::sm90 {
 
 using namespace device;
 
+// By a warp: the CTA's number among those of the launch, from which follows where in the queue it starts. That of its SM: the
+// SMs of a GPC share its bandwidth, and neighbours in number are of different GPCs, so either end's CTAs are spread over all of
+// them. If a CTA that ran on the SM before has taken the number, the next one that is free. A launch on a part of the SMs goes
+// by index. (Inlined, it would change the order of instructions in the loops over keys.)
+__device__ __noinline__ inline uint32_t take_seat(const LaunchParams& p, int lane) {
+    uint32_t number, num_sms, is_taken = 0;
+    asm("mov.u32 %0, %%smid;" : "=r"(number));
+    asm("mov.u32 %0, %%nsmid;" : "=r"(num_sms));
+    if (gridDim.x != num_sms || num_sms > kMaxSeats) return blockIdx.x;
+    for (uint32_t tries = 0; tries < num_sms; ++tries) {
+        if (lane == 0) is_taken = atomicExch(&static_cast<QueueState*>(p.a.workspace)->seats[number], 1u);
+        if (!__shfl_sync(~0u, is_taken, 0)) return number;
+        number = number + 1 == num_sms ? 0 : number + 1;
+    }
+    return blockIdx.x;  // the workspace was not zeroed
+}
+
 // Tasks come from the end of the queue that the plan assigns to this CTA. The first one is known from the plan. Each next one
 // is popped when the last blocks of the one before are being copied: early enough to hide the trips to memory, late enough to
 // leave it to a CTA that is free sooner. Short prefills are over before those trips, so the one after is popped at once.
@@ -27,25 +44,26 @@ struct Scheduler {
     const LaunchParams& p;
     SharedMemory<C>& sm;
     const int lane;
-    const uint32_t num_tasks, num_front_items, num_front_ctas;
+    const uint32_t num_tasks, num_front_items, num_front_ctas, seat;
     int32_t word;  // of the next Work, the one at `lane`
     RingPosition<kItemSlots> slot;
     RingPosition<C::kQSlots> q_slot;
 
-    __device__ Scheduler(const LaunchParams& p, SharedMemory<C>& sm, const PlanHeader& header)
+    __device__ Scheduler(const LaunchParams& p, SharedMemory<C>& sm, const PlanHeader& header, uint32_t seat)
         : p(p),
           sm(sm),
           lane(lane_id()),
           num_tasks(header.num_items * p.a.config.num_heads_kv),
           num_front_items(header.num_front_items),
-          num_front_ctas(header.num_front_ctas) {}
+          num_front_ctas(header.num_front_ctas),
+          seat(seat) {}
 
-    __device__ __forceinline__ bool from_front() const { return blockIdx.x < num_front_ctas; }
+    __device__ __forceinline__ bool from_front() const { return seat < num_front_ctas; }
 
     __device__ __forceinline__ QueueState& queue() const { return *static_cast<QueueState*>(p.a.workspace); }
 
     __device__ __forceinline__ void run() {
-        fetch(min_of(blockIdx.x, num_front_ctas), from_front() ? 0 : blockIdx.x - num_front_ctas);
+        fetch(min_of(seat, num_front_ctas), from_front() ? 0 : seat - num_front_ctas);
         for (;;) {
             publish();
             const Work& w = sm.work[slot.stage];
@@ -55,19 +73,17 @@ struct Scheduler {
             slot.advance();
             fetch_next();
         }
+        leave();
     }
 
 private:
-    // The task after those that were popped so far and the first ones, which take no atomic. CTAs with a first task pop until
-    // there is none, all in all as often as there are tasks: the last pop restores the queue. A count of CTAs that leave
-    // would keep every CTA, and the launch after this one, waiting for another trip to memory.
+    // The task after those that were popped so far and the first ones, which take no atomic.
     __device__ __forceinline__ void fetch_next() {
         unsigned long long popped = 0;
         if (lane == 0) popped = atomicAdd(&queue().popped, from_front() ? 1ull : 1ull << 32);
         popped = __shfl_sync(~0u, popped, 0);
-        const auto front = static_cast<uint32_t>(popped), back = static_cast<uint32_t>(popped >> 32);
-        if (lane == 0 && front + back == num_tasks - 1) queue().popped = 0;
-        fetch(num_front_ctas + front, gridDim.x - num_front_ctas + back);
+        fetch(num_front_ctas + static_cast<uint32_t>(popped),
+              gridDim.x - num_front_ctas + static_cast<uint32_t>(popped >> 32));
     }
     // Starts to load the item of the task that was popped after `front` others from the front and `back` from the back.
     __device__ __forceinline__ void fetch(uint32_t front, uint32_t back) {
@@ -127,6 +143,22 @@ private:
         }
         __syncwarp();
         q_slot.advance();
+    }
+    // The last CTA to leave restores the queue.
+    __device__ __forceinline__ void leave() {
+        uint32_t left = 0;
+        if (lane == 0) {
+            __threadfence();
+            left = atomicAdd(&queue().num_done, 1u);
+        }
+        if (__shfl_sync(~0u, left, 0) != gridDim.x - 1) return;
+#pragma unroll 1
+        for (int i = lane; i < kMaxSeats; i += 32)
+            queue().seats[i] = 0;
+        if (lane == 0) {
+            queue().popped = 0;
+            queue().num_done = 0;
+        }
     }
 };
 

@@ -250,6 +250,40 @@ TEST(Planner, MemoryBoundStepsLeaveTheFrontSlackAndOthersNone) {
     EXPECT_EQ(front_of(128, 0, 0), 132);
 }
 
+TEST(Planner, PrefillTilesMuchAlikeRunInEvenRounds) {
+    auto plan_of = [](int32_t prefill, int32_t kv, int32_t decodes, int32_t decode_kv) {
+        Batch batch;
+        batch.add(prefill, kv);
+        for (int32_t i = 0; i < decodes; ++i)
+            batch.add(1, decode_kv);
+        const PlanConfig c = config_for(batch, kHopper, 32, 8, 128);
+        Plan plan(c, batch.lengths());
+        return std::pair(plan.header().num_front_items * 8, plan.header().num_front_ctas);
+    };
+    // 512 tasks of 44 to 52 blocks: four rounds of 128 CTAs, not four of 125 and a few tasks more.
+    const auto [tasks, front] = plan_of(2032, 6621, 16, 1600);
+    EXPECT_EQ(tasks, 512);
+    EXPECT_EQ(front, 128);
+    // Tiles of 1 to 16 blocks: the short ones even it out.
+    EXPECT_LT(plan_of(2032, 2032, 16, 1600).second, 115);
+}
+
+TEST(Planner, PrefillsThatDecodesEvenOutStayWhole) {
+    auto splits_of = [](int32_t decodes) {
+        Batch batch;
+        batch.add(530, 5025);
+        batch.add(1498, 1498);
+        for (int32_t i = 0; i < decodes; ++i)
+            batch.add(1, 1700);
+        const PlanConfig c = config_for(batch, kHopper, 32, 8, 128);
+        Plan plan(c, batch.lengths());
+        return plan.header().num_split_tiles;
+    };
+    EXPECT_GT(splits_of(0), 0);
+    EXPECT_GT(splits_of(1), 0);
+    EXPECT_EQ(splits_of(20), 0);
+}
+
 TEST(Planner, LongestItemsComeFirst) {
     Batch batch;
     for (int32_t kv : {100, 9000, 500, 40000, 2000})

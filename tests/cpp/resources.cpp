@@ -19,14 +19,16 @@ std::string read(const std::string& path) {
     return text.str();
 }
 
-// The numbers in the only place of `text` that has this form; "?" if there is not one place.
-std::string only(const std::string& text, const char* form) {
+// The sum of the numbers in all places of `text` that have this form, one for the kernel and one for each function that it
+// calls; "?" if there is no place.
+std::string sum(const std::string& text, const char* form) {
     const std::regex regex(form);
-    std::string found;
-    int count = 0;
-    for (std::sregex_iterator it(text.begin(), text.end(), regex), end; it != end; ++it, ++count)
-        found = (*it)[1];
-    return count == 1 ? found : "?";
+    const std::sregex_iterator end;
+    long total = 0;
+    bool found = false;
+    for (std::sregex_iterator it(text.begin(), text.end(), regex); it != end; ++it, found = true)
+        total += std::stol((*it)[1]);
+    return found ? std::to_string(total) : "?";
 }
 
 template <int kDim>
@@ -36,8 +38,8 @@ void add_row(std::ostream& out, const char* dtype) {
     const std::string info = read(std::string(VARATTN_INSTANCES) + "/" + name + ".cu.o.ptxas");
     // Elements of both types have 2 bytes; the launch adds room to align the struct.
     const size_t shared_bytes = sizeof(SharedMemory<Config<uint16_t, kDim>>) + 1024;
-    out << name << " | " << only(info, "Used ([0-9]+) registers") << " | " << only(info, "([0-9]+) bytes stack frame")
-        << " | " << only(info, "([0-9]+) bytes spill stores") << " | " << only(info, "([0-9]+) bytes spill loads")
+    out << name << " | " << sum(info, "Used ([0-9]+) registers") << " | " << sum(info, "([0-9]+) bytes stack frame")
+        << " | " << sum(info, "([0-9]+) bytes spill stores") << " | " << sum(info, "([0-9]+) bytes spill loads")
         << " | " << shared_bytes << "\n";
 }
 
