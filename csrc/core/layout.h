@@ -72,13 +72,13 @@ VARATTN_HD constexpr PlanLayout plan_layout(const PlanConfig& c) {
     return l;
 }
 
-inline constexpr int kMaxSeats = 256;
+inline constexpr int kMaxSeats = 256;  // of CTAs that take a number by their SM, see sm90/scheduler.cuh
 
 // The state of the work queue. Zero between launches: the last CTA to leave restores it.
 struct alignas(128) QueueState {
     unsigned long long popped;  // low 32 bits: tasks popped from the front; high 32 bits: from the back
     uint32_t num_done;          // CTAs that have left
-    uint32_t seats[kMaxSeats];  // 1: taken by a CTA
+    uint32_t seats[kMaxSeats];  // 1: the number is taken
 };
 
 struct WorkspaceLayout {
