@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreads, C::kCtasPerSm) attention_kernel(cons
     extern __shared__ __align__(128) unsigned char shared_memory[];
     auto& sm = *reinterpret_cast<SharedMemory<C>*>(shared_memory);
     if (!is_own_plan(p)) return;
-    device::write_padding<typename C::T>(p, threadIdx.x, kThreads / 32);
+    device::write_padding<typename C::T, 1>(p, threadIdx.x, kThreads / 32, [] { return false; });
 
     const int first_row = threadIdx.x / 32 * kWarpRows;  // of this warp's rows in the tile
     while (pop_task(p, sm.task)) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "core/layout.h"
 #include "varattn/params.h"
 
 namespace varattn::sm90 {
@@ -12,7 +13,7 @@ namespace varattn::sm90 {
 inline constexpr int kProducerWarps = 4;  // a warpgroup: copiers of K and V, one that writes padding, the scheduler
 inline constexpr int kMaxCopyWarps = 2, kPaddingWarp = 2, kSchedulerWarp = 3;
 inline constexpr int kDecodeRows = 16;  // decode: one mma.sync row tile
-inline constexpr int kDecodeWarps = 8;  // which share the keys; more only wait
+inline constexpr int kDecodeWarps = 8;  // two warpgroups, which share the keys
 inline constexpr int kPartDims = 64;    // a 128-byte line of shared memory holds 64 elements
 
 // kDim_: head dim, 64, 128 or 256; smaller ones are zero-filled by the copy engine.
@@ -42,6 +43,7 @@ struct Config {
     static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
     static constexpr int kProducerRegisters = kConsumerWarpgroups == 3 ? 32 : 56;
     static constexpr int kConsumerRegisters = kConsumerWarpgroups == 3 ? 160 : 224;
+    static constexpr int kPaddingLoads = kConsumerWarpgroups == 3 ? 1 : 8;  // in flight: as many as fit in
     static_assert(kProducerWarps * kProducerRegisters + kConsumerWarps * kConsumerRegisters <=
                   (kProducerWarps + kConsumerWarps) * kLaunchRegisters);
 };
@@ -66,14 +68,19 @@ struct Work {
     uint64_t begin_ns;  // of a trace: when the task was published
 };
 
+// Maxima and sums of two rows of a decode task, over a warp's keys.
+struct alignas(16) DecodeRows {
+    float top[2], sum[2];
+};
+
 template <class C>
 struct alignas(1024) SharedMemory {
     uint8_t q[C::kQSlots][C::kQBytes];  // later the warps' partial outputs in decode mode
     uint8_t kv[C::kStages][C::kStageBytes];
     Work work[kItemSlots];
-    float decode_max[kDecodeWarps][kDecodeRows];
-    float decode_sum[kDecodeWarps][kDecodeRows];
+    DecodeRows decode_rows[2][4][8];  // of each warpgroup's warps: rows i and i + 8
     int32_t is_last_split;
+    bool no_more_tasks;  // for this CTA
     uint64_t q_full[C::kQSlots], q_empty[C::kQSlots];
     uint64_t kv_full[C::kStages], kv_empty[C::kStages];
     uint64_t item_full[kItemSlots], item_empty[kItemSlots];
@@ -95,6 +102,7 @@ struct LaunchParams {
     uint32_t group_reciprocal;        // ceil(2^16 / group): divides the rows of a tile by the group size
     float scale_log2;                 // exponent of 2 of a score unit
     float score_scale;                // softcap: scores are tanh(score * score_scale) first; 0: no softcap
+    WorkspaceLayout workspace;        // follows from the configuration by divisions
 };
 
 // Launches the instance of params.config.kernel on the stream.

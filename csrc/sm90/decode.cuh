@@ -9,69 +9,117 @@
 
 namespace varattn::sm90 {
 
-// Merges the results of all warps, of 16 rows each, and writes them. `q`: the Q tile, which is read no more and holds
-// eight rows of every warp at a time.
+// Merges the results of two warpgroups, of 16 rows each warp, and writes them. The second warpgroup leaves its own with the
+// first and goes on, so that the stream of keys does not wait for the merge. `q`: the Q tile, which is read no more.
 template <class C>
 __device__ __forceinline__ void merge_warps(const LaunchParams& p, SharedMemory<C>& sm, const Work& w, uint8_t* q,
-                                            const float (&o)[C::kDim / 8][4], const float (&top)[2], float (&sum)[2],
-                                            int wg, int thread) {
+                                            float (&o)[C::kDim / 8][4], float (&top)[2], float (&sum)[2], int wg,
+                                            uint32_t thread) {
     using T = typename C::T;
-    const int warp = thread / 32 % 4, lane = thread % 32, row = lane / 4;  // and row + 8
-    const bool computes = wg < kDecodeWarps / 4;
-    sync_consumers<C>();  // everyone has read Q, and the last item's maxima
+    constexpr int kTiles = C::kDim / 8, kMine = kTiles / 4;  // of 8 dims: all, those that a warp writes
+    const int warp = thread / 32 % 4, lane = thread % 32, row = lane / 4, dim = p.a.config.head_dim_v;  // and row + 8
+    const bool exists = row < w.num_rows;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
         sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
-        if (lane % 4 == 0 && computes) {
-            sm.decode_max[wg * 4 + warp][row + h * 8] = top[h];
-            sm.decode_sum[wg * 4 + warp][row + h * 8] = sum[h];
+    }
+    // (warp, 8 dims, lane), as the accumulators are: a thread finds its part of another warp's where its own would be.
+    static_assert(4 * kTiles * 32 * sizeof(float4) <= C::kQBytes);
+    float4* const outputs = reinterpret_cast<float4*>(q) + lane;
+    auto leave = [&] {
+        if (!exists) return;
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i)
+            outputs[(warp * kTiles + i) * 32] = {o[i][0], o[i][1], o[i][2], o[i][3]};
+        if (lane % 4 == 0) sm.decode_rows[wg][warp][row] = {{top[0], top[1]}, {sum[0], sum[1]}};
+    };
+    if (wg == 1) {
+        named_barrier_sync(kBarrierDecodeQ, 256);  // the first has read Q, and what it was left before
+        leave();
+        fence_async_proxy();  // before the next Q
+        named_barrier_arrive(kBarrierDecodeRows, C::kConsumerWarps * 32);
+        return;
+    }
+    named_barrier_sync(kBarrierDecodeRows, C::kConsumerWarps * 32);
+    if (wg > 1) return;  // a third one, which has only kept step with the ring
+
+    // What rescales results relative to one maximum to those of another.
+    auto factor = [&](float from, float to) {
+        return exp2_approx(from * p.scale_log2 - (to == -INFINITY ? 0.f : to * p.scale_log2));
+    };
+    if (exists) {
+        const DecodeRows other = sm.decode_rows[1][warp][row];
+        float mine[2], theirs[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const float m = fmaxf(top[h], other.top[h]);
+            mine[h] = factor(top[h], m);
+            theirs[h] = factor(other.top[h], m);
+            sum[h] = sum[h] * mine[h] + other.sum[h] * theirs[h];
+            top[h] = m;
+        }
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) {
+            const float4 y = outputs[(warp * kTiles + i) * 32];
+            o[i][0] = o[i][0] * mine[0] + y.x * theirs[0];
+            o[i][1] = o[i][1] * mine[0] + y.y * theirs[0];
+            o[i][2] = o[i][2] * mine[1] + y.z * theirs[1];
+            o[i][3] = o[i][3] * mine[1] + y.w * theirs[1];
         }
     }
-    // Rows 0 to 7, then the rest. (warp, row, dim), columns swizzled by row.
-    static_assert(kDecodeWarps * 8 * C::kDim * sizeof(float) <= C::kQBytes);
-    float* const partial = reinterpret_cast<float*>(q);
-    const int dim = p.a.config.head_dim_v;
-#pragma unroll 1
-    for (int first = 0; first < w.num_rows; first += 8) {
-        if (first > 0) sync_consumers<C>();  // the first rows have been read
-        if (first + row < w.num_rows && computes)
+    leave();
+    fence_async_proxy();
+    named_barrier_sync(kBarrierWarpgroup, 128);
+    if (!exists) return;
+    DecodeRows rows[4];
+    float m[2] = {-INFINITY, -INFINITY}, total[2] = {0.f, 0.f}, acc[kMine][4] = {};
 #pragma unroll
-            for (int i = 0; i < C::kDim / 8; ++i)
-                *reinterpret_cast<float2*>(partial + ((wg * 4 + warp) * 8 + row) * C::kDim +
-                                           ((i * 8 + lane % 4 * 2) ^ row * 8)) =
-                    first == 0 ? float2{o[i][0], o[i][1]} : float2{o[i][2], o[i][3]};
-        sync_consumers<C>();
-        for (int i = thread; i < min_of(w.num_rows - first, 8) * C::kDim / 2; i += C::kConsumerWarps * 32) {
-            const int local = i / (C::kDim / 2), r = first + local, column = i % (C::kDim / 2) * 2;
-            float m = -INFINITY, total = 0.f;
+    for (int x = 0; x < 4; ++x) {
+        rows[x] = sm.decode_rows[0][x][row];
+        m[0] = fmaxf(m[0], rows[x].top[0]);
+        m[1] = fmaxf(m[1], rows[x].top[1]);
+    }
 #pragma unroll
-            for (int x = 0; x < kDecodeWarps; ++x)
-                m = fmaxf(m, sm.decode_max[x][r]);
-            const float offset = m == -INFINITY ? 0.f : m * p.scale_log2;
-            float2 acc{0.f, 0.f};
+    for (int x = 0; x < 4; ++x) {
+        const float weight[2] = {factor(rows[x].top[0], m[0]), factor(rows[x].top[1], m[1])};
+        total[0] += weight[0] * rows[x].sum[0];
+        total[1] += weight[1] * rows[x].sum[1];
 #pragma unroll
-            for (int x = 0; x < kDecodeWarps; ++x) {
-                const float weight = exp2_approx(sm.decode_max[x][r] * p.scale_log2 - offset);
-                const float2 y =
-                    *reinterpret_cast<const float2*>(partial + (x * 8 + local) * C::kDim + (column ^ local * 8));
-                total += weight * sm.decode_sum[x][r];
-                acc.x += weight * y.x;
-                acc.y += weight * y.y;
+        for (int i = 0; i < kMine; ++i) {
+            const float4 y = outputs[(x * kTiles + warp * kMine + i) * 32];
+            acc[i][0] += weight[0] * y.x;
+            acc[i][1] += weight[0] * y.y;
+            acc[i][2] += weight[1] * y.z;
+            acc[i][3] += weight[1] * y.w;
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        const int r = row + h * 8;
+        if (r >= w.num_rows) break;
+        const RowAddress at = row_address(p, w, r);
+        const Denominator d = finish_row(p, at.head_q, m[h] * p.scale_log2, total[h], w.item.num_splits == 1);
+        auto write = [&](auto to_columns) {
+#pragma unroll
+            for (int i = 0; i < kMine; ++i) {
+                const int column = (warp * kMine + i) * 8 + lane % 4 * 2;
+                if (column < dim) to_columns(column, acc[i][h * 2] * d.reciprocal, acc[i][h * 2 + 1] * d.reciprocal);
             }
-            const RowAddress at = row_address(p, w, r);
-            const Denominator d = finish_row(p, at.head_q, m * p.scale_log2, total, w.item.num_splits == 1);
-            acc.x *= d.reciprocal;
-            acc.y *= d.reciprocal;
-            if (w.item.num_splits > 1) {
-                const Partials partials(p, w);
-                const int64_t to = int64_t{w.item.split} * tile_rows(w.item) + r;
-                if (column < dim) *reinterpret_cast<float2*>(partials.out + to * dim + column) = acc;
-                if (column == 0) partials.lse[to] = d.lse;
-            } else {
-                if (column < dim) *reinterpret_cast<uint32_t*>(out_row<C>(p, at) + column) = pack2<T>(acc.x, acc.y);
-                if (column == 0) write_lse(p, at, d.lse);
-            }
+        };
+        const bool writes_lse = warp == 0 && lane % 4 == 0;
+        if (w.item.num_splits > 1) {
+            const Partials partials(p, w);
+            const int64_t to = int64_t{w.item.split} * tile_rows(w.item) + r;
+            float* const out = partials.out + to * dim;
+            write([&](int column, float x, float y) { *reinterpret_cast<float2*>(out + column) = {x, y}; });
+            if (writes_lse) partials.lse[to] = d.lse;
+        } else {
+            T* const out = out_row<C>(p, at);
+            write([&](int column, float x, float y) {
+                *reinterpret_cast<uint32_t*>(out + column) = pack2<T>(x, y);
+            });
+            if (writes_lse) write_lse(p, at, d.lse);
         }
     }
 }
@@ -79,7 +127,7 @@ __device__ __forceinline__ void merge_warps(const LaunchParams& p, SharedMemory<
 template <class C>
 __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemory<C>& sm, const Work& w,
                                               RingPosition<C::kStages>& kv, RingPosition<C::kQSlots>& q_slot, int wg,
-                                              int thread) {
+                                              uint32_t thread) {
     using T = typename C::T;
     constexpr int kKeys = C::kBlockN / 4, kTiles = kKeys / 16;  // of a warp, in tiles of 16
     const int warp = thread / 32 % 4, lane = thread % 32;
@@ -97,8 +145,8 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
     }
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-        k_chunk[c] = ((c * 2 + lane / 8 % 2) ^ (lane % 8)) * 16;
-        v_chunk[c] = ((c * 2 + lane / 16) ^ (lane % 8)) * 16;
+        k_chunk[c] = (((lane / 8 % 2) ^ (lane % 8)) * 16) ^ c * 32;
+        v_chunk[c] = (((lane / 16) ^ (lane % 8)) * 16) ^ c * 32;
     }
 
     // Where the 64-dim parts of a stage start. Opaque, or the compiler would keep a register for every sum of offsets.
@@ -113,8 +161,8 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
     uint32_t q_frag[C::kDim / 16][4];
 #pragma unroll
     for (int kk = 0; kk < C::kDim / 16; ++kk)
-        ldmatrix_x4(q_frag[kk], smem_address(q) + kk / 4 * C::kQPartBytes + lane % 16 * 128 +
-                                    (((kk % 4 * 2 + lane / 16) ^ (lane % 8)) * 16));
+        ldmatrix_x4(q_frag[kk], smem_address(q) + kk / 4 * C::kQPartBytes + lane % 16 * 128 + v_chunk[kk % 4]);
+    if (wg == 0) named_barrier_arrive(kBarrierDecodeQ, 256);
 
     const int row = lane / 4;  // and row + 8
     const Range visible[2] = {visible_to_row(p, w, row), visible_to_row(p, w, row + 8)};
@@ -122,13 +170,13 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
     const int whole_begin = ceil_div(visible_to_row(p, w, w.num_rows - 1).begin, C::kBlockN);
     float o[C::kDim / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
 
-    // This warpgroup's next stages, at K(i) and V(i) of i = wg, wg + 2, ... in the order K0 K1 V0 K2 V1 ... V(n-1). A
-    // third warpgroup has none, and waits in the merge.
-    const int n = w.num_blocks, mine = wg < kDecodeWarps / 4 ? n : 0;
+    // This warpgroup's next stages, at K(i) and V(i) of i = first, first + 2, ... in the order K0 K1 V0 K2 V1 ... V(n-1).
+    // The second warpgroup is the first to be here, see merge_warps. A third one has none.
+    const int n = w.num_blocks, first = wg ^ 1, end = wg < kDecodeWarps / 4 ? n : 0;
     RingPosition<C::kStages> k_at = kv, v_at = kv;
-    if (wg < mine) {
-        k_at.advance(wg);
-        v_at.advance(wg == n - 1 ? 2 * n - 1 : 2 * wg + 2);
+    if (first < end) {
+        k_at.advance(first);
+        v_at.advance(first == n - 1 ? 2 * n - 1 : 2 * first + 2);
     }
     // A warpgroup skips the other's phases of a stage, and parity cannot tell phase n from n - 2: it first makes sure that
     // phase n - 1 was consumed.
@@ -141,7 +189,7 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
         if (lane == 0) mbarrier_arrive(&sm.kv_empty[stage], C::kConsumerWarpgroups);
     };
 
-    for (int i = wg; i < mine; i += 2) {
+    for (int i = first; i < end; i += 2) {
         const int block = w.block_end - 1 - i, first_key = block * C::kBlockN + warp * kKeys;
         float s[kTiles * 2][4] = {};
         wait_full(k_at);
@@ -198,7 +246,8 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
         uint8_t* const v = sm.kv[v_at.stage];
         if (first_key < w.key_begin || first_key + kKeys > w.key_end) {
             // Stale memory may hold NaN, and 0 x NaN is NaN.
-            for (int x = lane; x < kKeys * C::kParts * 8; x += 32) {
+#pragma unroll 1
+            for (int x = opaque(lane); x < kKeys * C::kParts * 8; x += 32) {
                 const int key = x / (C::kParts * 8), part = x / 8 % C::kParts;
                 if (first_key + key < w.key_begin || first_key + key >= w.key_end)
                     *reinterpret_cast<uint4*>(v + key_line(warp * kKeys + key) + part * part_stride + x % 8 * 16) =
@@ -228,7 +277,6 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
     kv.advance(2 * n);
 
     merge_warps<C>(p, sm, w, q, o, top, sum, wg, opaque(thread));
-    fence_async_proxy();
     __syncwarp();
     if (lane == 0) mbarrier_arrive(&sm.q_empty[q_slot.stage]);
     q_slot.advance();

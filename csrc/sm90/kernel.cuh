@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
     auto& sm = *reinterpret_cast<SharedMemory<C>*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
     const int warp = static_cast<int>(warp_uniform(threadIdx.x / 32)), lane = threadIdx.x % 32;
     if (threadIdx.x == 0) {
+        sm.no_more_tasks = false;
         for (const CUtensorMap* map : {&p.q_prefill, &p.q_decode, &p.k, &p.v})
             tma_prefetch_descriptor(map);
         if (p.has_whole)
@@ -93,7 +94,8 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
         if (schedules)
             Scheduler<C>(p, sm, *static_cast<const PlanHeader*>(p.a.plan), seat).run();
         else if (warp == C::kConsumerWarps + kPaddingWarp)
-            write_padding<typename C::T>(p.a, lane, 1);
+            write_padding<typename C::T, C::kPaddingLoads>(
+                p.a, lane, 1, [&] { return !*static_cast<volatile bool*>(&sm.no_more_tasks); });
         else
             copy_keys<C>(p, sm, warp - C::kConsumerWarps);
     } else {

@@ -20,6 +20,8 @@ enum NamedBarrier : int {  // 0 is __syncthreads
     kBarrierConsumers = 1,
     kBarrierTurn = 2,       // one a warpgroup
     kBarrierWarpgroup = 5,  // one a warpgroup
+    kBarrierDecodeQ = 8,    // this and the next: see merge_warps
+    kBarrierDecodeRows,
 };
 template <class C>
 __device__ __forceinline__ void sync_consumers() {
@@ -94,7 +96,7 @@ struct Partials {
     float* out;
     uint32_t* arrivals;
     __device__ Partials(const LaunchParams& p, const Work& w) {
-        const WorkspaceLayout l = workspace_layout(p.a.config);
+        const WorkspaceLayout& l = p.workspace;
         char* base = static_cast<char*>(p.a.workspace);
         const int64_t row = w.head_kv * l.partial_rows + w.item.partial_row;
         lse = reinterpret_cast<float*>(base + l.partial_lse) + row;

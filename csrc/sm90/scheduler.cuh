@@ -148,6 +148,7 @@ private:
     __device__ __forceinline__ void leave() {
         uint32_t left = 0;
         if (lane == 0) {
+            sm.no_more_tasks = true;
             __threadfence();
             left = atomicAdd(&queue().num_done, 1u);
         }

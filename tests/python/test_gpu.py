@@ -158,6 +158,22 @@ def test_tensors_of_another_device_than_the_current_one(seed):
     assert torch.cuda.current_device() == 0
 
 
+def test_a_refused_launch_leaves_the_workspace_fit_for_the_next(seed):
+    x = make_inputs(mixed_case(), "cuda")
+    buffers = buffers_of(x)
+    for _ in range(3):
+        plan = make_plan(x, out=buffers["plan"])
+        plan.buffer.fill_(0)
+        given = {name: buffers[name] for name in ("workspace", "out", "lse")}
+        varattn.mha_varlen(*x.tensors, **x.lengths, **x.math, **x.case.shared_options(), plan=plan, **given)
+        assert buffers["out"].isnan().all()
+        with pytest.raises(varattn.PlanError, match="holds no plan"):
+            varattn.check(plan)
+        step(x, buffers)
+        assert_matches_reference(x, buffers["out"], buffers["lse"])
+        buffers["out"].fill_(torch.nan)
+
+
 # ---- CUDA graphs -----------------------------------------------------------------------------------------------------
 
 

@@ -183,6 +183,24 @@ def test_rows_of_no_sequence_are_zero_and_minus_inf(device, seed):
     assert_matches_reference(x, out, lse)
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_rows_of_no_sequence_become_zero_whatever_they_held(device, seed, head_dim):
+    """Rows that are zero already may be left alone; one stray element, even -0.0, may not."""
+    long = 4000 if device == "cuda" else 100  # so long that there is time to look at rows before they are written
+    heads = dict(num_heads_q=random.choice([4, 10, 32]), head_dim=head_dim, head_dim_v=head_dim)
+    x = make_inputs(Case([1] * 9, [long] * 9, **heads, q_padding=700), device)
+    want, want_lse = run(x)
+    out, lse = torch.zeros_like(want), torch.zeros_like(want_lse)
+    for _ in range(4):
+        flat = out[9:].flatten()
+        for value in (1.0, -0.0, torch.nan):
+            flat[torch.randint(flat.numel(), (100,), device=device)] = value
+        out[9:] = flat.view_as(out[9:])
+        run(x, out=out, lse=lse)
+        assert (out[9:].view(torch.int16) == 0).all() and (lse[:, 9:] == -torch.inf).all()
+        assert torch.equal(out[:9], want[:9]) and torch.equal(lse[:, :9], want_lse[:, :9])
+
+
 def test_leave_padding_leaves_rows_alone(device, seed):
     x = make_inputs(Case([4, 3], [9, 40], q_padding=5), device)
     want, want_lse = run(x)
