@@ -102,7 +102,8 @@ struct LaunchParams {
     uint32_t group_reciprocal;        // ceil(2^16 / group): divides the rows of a tile by the group size
     float scale_log2;                 // exponent of 2 of a score unit
     float score_scale;                // softcap: scores are tanh(score * score_scale) first; 0: no softcap
-    WorkspaceLayout workspace;        // follows from the configuration by divisions
+    WorkspaceLayout workspace;        // this and the next follow from the configuration, by divisions
+    uint32_t max_items;
 };
 
 // Launches the instance of params.config.kernel on the stream.

@@ -79,21 +79,22 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
         mbarrier_init_fence();
         fence_async_proxy();
     }
-    // Up to here while the kernel before, perhaps the planner, still runs.
+    __syncthreads();
     allow_next_kernel();
+    const bool schedules = warp == C::kConsumerWarps + kSchedulerWarp, pads = warp == C::kConsumerWarps + kPaddingWarp;
+    if (pads) prefetch_first_task<C>(p, lane);
+    // Up to here while the kernel before, perhaps the planner, still runs.
     await_previous_kernel();
-    const bool schedules = warp == C::kConsumerWarps + kSchedulerWarp;
     const uint32_t seat = schedules ? take_seat(p, lane) : 0;
     if (!accept_plan(p, lane)) {
         if (schedules && lane == 0 && seat < kMaxSeats) static_cast<QueueState*>(p.a.workspace)->seats[seat] = 0;
         return;
     }
-    __syncthreads();
     if (warp >= C::kConsumerWarps) {
         lower_register_limit<C::kProducerRegisters>();
         if (schedules)
             Scheduler<C>(p, sm, *static_cast<const PlanHeader*>(p.a.plan), seat).run();
-        else if (warp == C::kConsumerWarps + kPaddingWarp)
+        else if (pads)
             write_padding<typename C::T, C::kPaddingLoads>(
                 p.a, lane, 1, [&] { return !*static_cast<volatile bool*>(&sm.no_more_tasks); });
         else

@@ -88,6 +88,7 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     p.has_whole = c.head_dim == kKernelTable[c.kernel].max_head_dim && c.head_dim_v == c.head_dim && p.box_rows >= 8;
     p.page_shift = paged && (a.page_size & (a.page_size - 1)) == 0 ? log2_floor(a.page_size) : -1;
     p.workspace = workspace_layout(c);
+    p.max_items = max_items(c);
     p.group = group;
     p.group_reciprocal = static_cast<uint32_t>(ceil_div(1 << 16, group));
     constexpr float kLog2e = 1.4426950408889634f;

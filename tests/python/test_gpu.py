@@ -158,12 +158,20 @@ def test_tensors_of_another_device_than_the_current_one(seed):
     assert torch.cuda.current_device() == 0
 
 
-def test_a_refused_launch_leaves_the_workspace_fit_for_the_next(seed):
+@pytest.mark.parametrize("holds", ["zeros", "noise", "a plan with noise for items"])
+def test_a_refused_launch_leaves_the_workspace_fit_for_the_next(seed, holds):
+    """Whatever the plan's buffer holds, which the kernel looks at before it is known to be a plan."""
     x = make_inputs(mixed_case(), "cuda")
     buffers = buffers_of(x)
-    for _ in range(3):
+    for _ in range(10):
         plan = make_plan(x, out=buffers["plan"])
-        plan.buffer.fill_(0)
+        if holds == "zeros":
+            plan.buffer.zero_()
+        elif holds == "noise":
+            plan.buffer.random_()
+        else:
+            plan.buffer[256:].random_()
+            plan.buffer[0] ^= 1  # of the magic number
         given = {name: buffers[name] for name in ("workspace", "out", "lse")}
         varattn.mha_varlen(*x.tensors, **x.lengths, **x.math, **x.case.shared_options(), plan=plan, **given)
         assert buffers["out"].isnan().all()
