@@ -9,15 +9,48 @@
 
 namespace varattn::sm90 {
 
+// Writes a warp's share of dims, kTiles of 8, of the rows that a thread has: lane / 4 and that + 8.
+template <class C, int kTiles>
+__device__ __forceinline__ void write_decode(const LaunchParams& p, const Work& w, const float (&o)[kTiles][4],
+                                             const float (&top)[2], const float (&sum)[2], int warp, int lane) {
+    using T = typename C::T;
+    const int dim = p.a.config.head_dim_v;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        const int row = lane / 4 + h * 8;
+        if (row >= w.num_rows) break;
+        const RowAddress at = row_address(p, w, row);
+        const Denominator d = finish_row(p, at.head_q, top[h] * p.scale_log2, sum[h], w.item.num_splits == 1);
+        auto write = [&](auto to_columns) {
+#pragma unroll
+            for (int i = 0; i < kTiles; ++i) {
+                const int column = (warp * kTiles + i) * 8 + lane % 4 * 2;
+                if (column < dim) to_columns(column, o[i][h * 2] * d.reciprocal, o[i][h * 2 + 1] * d.reciprocal);
+            }
+        };
+        const bool writes_lse = warp == 0 && lane % 4 == 0;
+        if (w.item.num_splits > 1) {
+            const Partials partials(p, w);
+            const int64_t to = int64_t{w.item.split} * tile_rows(w.item) + row;
+            float* const out = partials.out + to * dim;
+            write([&](int column, float x, float y) { *reinterpret_cast<float2*>(out + column) = {x, y}; });
+            if (writes_lse) partials.lse[to] = d.lse;
+        } else {
+            T* const out = out_row<C>(p, at);
+            write([&](int column, float x, float y) { *reinterpret_cast<uint32_t*>(out + column) = pack2<T>(x, y); });
+            if (writes_lse) write_lse(p, at, d.lse);
+        }
+    }
+}
+
 // Merges the results of two warpgroups, of 16 rows each warp, and writes them. The second warpgroup leaves its own with the
 // first and goes on, so that the stream of keys does not wait for the merge. `q`: the Q tile, which is read no more.
 template <class C>
 __device__ __forceinline__ void merge_warps(const LaunchParams& p, SharedMemory<C>& sm, const Work& w, uint8_t* q,
                                             float (&o)[C::kDim / 8][4], float (&top)[2], float (&sum)[2], int wg,
                                             uint32_t thread) {
-    using T = typename C::T;
     constexpr int kTiles = C::kDim / 8, kMine = kTiles / 4;  // of 8 dims: all, those that a warp writes
-    const int warp = thread / 32 % 4, lane = thread % 32, row = lane / 4, dim = p.a.config.head_dim_v;  // and row + 8
+    const int warp = thread / 32 % 4, lane = thread % 32, row = lane / 4;  // and row + 8
     const bool exists = row < w.num_rows;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -27,7 +60,7 @@ __device__ __forceinline__ void merge_warps(const LaunchParams& p, SharedMemory<
     // (warp, 8 dims, lane), as the accumulators are: a thread finds its part of another warp's where its own would be.
     static_assert(4 * kTiles * 32 * sizeof(float4) <= C::kQBytes);
     float4* const outputs = reinterpret_cast<float4*>(q) + lane;
-    auto leave = [&] {
+    auto leave_results = [&] {
         if (!exists) return;
 #pragma unroll
         for (int i = 0; i < kTiles; ++i)
@@ -36,7 +69,7 @@ __device__ __forceinline__ void merge_warps(const LaunchParams& p, SharedMemory<
     };
     if (wg == 1) {
         named_barrier_sync(kBarrierDecodeQ, 256);  // the first has read Q, and what it was left before
-        leave();
+        leave_results();
         fence_async_proxy();  // before the next Q
         named_barrier_arrive(kBarrierDecodeRows, C::kConsumerWarps * 32);
         return;
@@ -68,7 +101,7 @@ __device__ __forceinline__ void merge_warps(const LaunchParams& p, SharedMemory<
             o[i][3] = o[i][3] * mine[1] + y.w * theirs[1];
         }
     }
-    leave();
+    leave_results();
     fence_async_proxy();
     named_barrier_sync(kBarrierWarpgroup, 128);
     if (!exists) return;
@@ -94,34 +127,7 @@ __device__ __forceinline__ void merge_warps(const LaunchParams& p, SharedMemory<
             acc[i][3] += weight[1] * y.w;
         }
     }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        const int r = row + h * 8;
-        if (r >= w.num_rows) break;
-        const RowAddress at = row_address(p, w, r);
-        const Denominator d = finish_row(p, at.head_q, m[h] * p.scale_log2, total[h], w.item.num_splits == 1);
-        auto write = [&](auto to_columns) {
-#pragma unroll
-            for (int i = 0; i < kMine; ++i) {
-                const int column = (warp * kMine + i) * 8 + lane % 4 * 2;
-                if (column < dim) to_columns(column, acc[i][h * 2] * d.reciprocal, acc[i][h * 2 + 1] * d.reciprocal);
-            }
-        };
-        const bool writes_lse = warp == 0 && lane % 4 == 0;
-        if (w.item.num_splits > 1) {
-            const Partials partials(p, w);
-            const int64_t to = int64_t{w.item.split} * tile_rows(w.item) + r;
-            float* const out = partials.out + to * dim;
-            write([&](int column, float x, float y) { *reinterpret_cast<float2*>(out + column) = {x, y}; });
-            if (writes_lse) partials.lse[to] = d.lse;
-        } else {
-            T* const out = out_row<C>(p, at);
-            write([&](int column, float x, float y) {
-                *reinterpret_cast<uint32_t*>(out + column) = pack2<T>(x, y);
-            });
-            if (writes_lse) write_lse(p, at, d.lse);
-        }
-    }
+    write_decode<C, kMine>(p, w, acc, m, total, warp, lane);
 }
 
 template <class C>
