@@ -12,9 +12,9 @@ namespace varattn::sm90 {
 // Writes a warp's share of dims, kTiles of 8, of the rows that a thread has: lane / 4 and that + 8.
 template <class C, int kTiles>
 __device__ __forceinline__ void write_decode(const LaunchParams& p, const Work& w, const float (&o)[kTiles][4],
-                                             const float (&top)[2], const float (&sum)[2], int warp, int lane) {
+                                             const float (&top)[2], const float (&sum)[2], int warp, int lane,
+                                             int dim) {
     using T = typename C::T;
-    const int dim = p.a.config.head_dim_v;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         const int row = lane / 4 + h * 8;
@@ -50,7 +50,7 @@ __device__ __forceinline__ void merge_warps(const LaunchParams& p, SharedMemory<
                                             float (&o)[C::kDim / 8][4], float (&top)[2], float (&sum)[2], int wg,
                                             uint32_t thread) {
     constexpr int kTiles = C::kDim / 8, kMine = kTiles / 4;  // of 8 dims: all, those that a warp writes
-    const int warp = thread / 32 % 4, lane = thread % 32, row = lane / 4;  // and row + 8
+    const int warp = thread / 32 % 4, lane = thread % 32, row = lane / 4, dim = p.a.config.head_dim_v;  // and row + 8
     const bool exists = row < w.num_rows;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -127,7 +127,7 @@ __device__ __forceinline__ void merge_warps(const LaunchParams& p, SharedMemory<
             acc[i][3] += weight[1] * y.w;
         }
     }
-    write_decode<C, kMine>(p, w, acc, m, total, warp, lane);
+    write_decode<C, kMine>(p, w, acc, m, total, warp, lane, dim);
 }
 
 template <class C>
