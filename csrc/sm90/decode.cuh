@@ -68,7 +68,8 @@ __device__ __forceinline__ void merge_warps(const LaunchParams& p, SharedMemory<
         if (lane % 4 == 0) sm.decode_rows[wg][warp][row] = {{top[0], top[1]}, {sum[0], sum[1]}};
     };
     if (wg == 1) {
-        named_barrier_sync(kBarrierDecodeQ, 256);  // the first has read Q, and what it was left before
+        // The first has read Q, and what it was left before: the second is never ahead by a whole task.
+        named_barrier_sync(kBarrierDecodeQ, 256);
         leave_results();
         fence_async_proxy();  // before the next Q
         named_barrier_arrive(kBarrierDecodeRows, C::kConsumerWarps * 32);
