@@ -72,7 +72,7 @@ VARATTN_HD constexpr PlanLayout plan_layout(const PlanConfig& c) {
     return l;
 }
 
-inline constexpr int kMaxSeats = 256;  // of CTAs that take a number by their SM, see sm90/scheduler.cuh
+inline constexpr int kMaxSeats = 256;  // of CTAs that take a number by their SM, see sm90/queue.cuh
 
 // The state of the work queue. Zero between launches: the last CTA to leave restores it.
 struct alignas(128) QueueState {

@@ -4,6 +4,7 @@
 
 #include "device/padding.cuh"
 #include "sm90/decode.cuh"
+#include "sm90/prefetch.cuh"
 #include "sm90/prefill.cuh"
 #include "sm90/producer.cuh"
 #include "sm90/scheduler.cuh"

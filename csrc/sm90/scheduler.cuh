@@ -1,104 +1,15 @@
 // The scheduler: one warp that takes tasks from the queue, publishes them to everyone else and loads their Q.
 #pragma once
 
-#include "core/layout.h"
 #include "device/barrier.cuh"
 #include "device/pipeline.cuh"
 #include "device/tma.cuh"
 #include "device/trace.cuh"
-#include "sm90/work.cuh"
+#include "sm90/queue.cuh"
 
 namespace varattn::sm90 {
 
 using namespace device;
-
-// The number of the CTA's SM, or kNoSm if this launch takes not all of them.
-inline constexpr uint32_t kNoSm = ~0u;
-__device__ __forceinline__ uint32_t sm_number() {
-    uint32_t number, num_sms;
-    asm("mov.u32 %0, %%smid;" : "=r"(number));
-    asm("mov.u32 %0, %%nsmid;" : "=r"(num_sms));
-    return gridDim.x == num_sms && num_sms <= kMaxSeats ? number : kNoSm;
-}
-
-// By a warp: the CTA's number among those of the launch, from which follows where in the queue it starts. That of its SM: the
-// SMs of a GPC share its bandwidth, and neighbours in number are of different GPCs, so either end's CTAs are spread over all of
-// them. If a CTA that ran on the SM before has taken the number, the next one that is free. A launch on a part of the SMs goes
-// by index. (Inlined, it would change the order of instructions in the loops over keys.)
-__device__ __noinline__ inline uint32_t take_seat(const LaunchParams& p, int lane) {
-    uint32_t number = sm_number(), is_taken = 0;
-    if (number == kNoSm) return blockIdx.x;
-    for (uint32_t tries = 0; tries < gridDim.x; ++tries) {
-        if (lane == 0) is_taken = atomicExch(&static_cast<QueueState*>(p.a.workspace)->seats[number], 1u);
-        if (!__shfl_sync(~0u, is_taken, 0)) return number;
-        number = number + 1 == gridDim.x ? 0 : number + 1;
-    }
-    return blockIdx.x;  // the workspace was not zeroed
-}
-
-struct Task {
-    int32_t item, head_kv;
-};
-
-// The task at a position of the queue. The heads of a decode item are neighbours in the queue, since their keys are neighbours
-// in memory. Prefill items come in sections of some heads each, so that the tiles that run at a time share their keys through
-// the L2: as many sections as have tasks for twice the GPU, by and large.
-__device__ __forceinline__ Task locate_task(const LaunchParams& p, uint32_t num_front_items, uint32_t task) {
-    const uint32_t num_heads = p.a.config.num_heads_kv;
-    uint32_t first_head = 0, heads = num_heads;
-    if (task < num_front_items * num_heads) {
-        const uint32_t num_sections = max_of(num_front_items * num_heads / (2 * gridDim.x), 1u);
-        const uint32_t wanted = ceil_div(num_heads, num_sections);
-        const uint32_t section = task / (num_front_items * wanted);
-        first_head = section * wanted;
-        heads = min_of(wanted, num_heads - first_head);
-        task -= num_front_items * first_head;
-    }
-    return {static_cast<int32_t>(task / heads), static_cast<int32_t>(first_head + task % heads)};
-}
-
-__device__ __forceinline__ const WorkItem* find_item(const LaunchParams& p, const Task& task) {
-    return reinterpret_cast<const WorkItem*>(static_cast<const char*>(p.a.plan) + plan_layout(p.a.config).items) +
-           task.item;
-}
-
-// By a warp, while the kernel before still runs: brings what the CTA will need first into the L2, namely plan, item, block
-// table and first keys. It is a guess, from what the plan's buffer holds at the time and the planner may be about to replace;
-// so nothing of it is used or left in the L1, and every index is checked. Returns early where there is nothing to guess from.
-template <class C>
-__device__ __noinline__ void prefetch_first_task(const LaunchParams& p, int lane) {
-    constexpr int kBlocks = 2;
-    const auto* header = static_cast<const PlanHeader*>(p.a.plan);
-    const uint32_t num_items = __ldcg(&header->num_items), num_front_items = __ldcg(&header->num_front_items);
-    const uint32_t num_front_ctas = __ldcg(&header->num_front_ctas), number = sm_number();
-    const uint32_t seat = number == kNoSm ? blockIdx.x : number, num_tasks = num_items * p.a.config.num_heads_kv;
-    if (num_items > p.max_items || num_front_items > num_items || num_front_ctas > gridDim.x || seat >= num_tasks) return;
-    const Task task = locate_task(p, num_front_items, seat < num_front_ctas ? seat : num_tasks - 1 - (seat - num_front_ctas));
-    const WorkItem* item = find_item(p, task);
-    const int32_t seq = __ldcg(&item->seq), k_begin = __ldcg(&item->k_begin);
-    const int32_t block_begin = __ldcg(&item->block_begin), block_end = __ldcg(&item->block_end);
-
-    const int boxes = C::kBlockN / p.box_rows;
-    for (int i = lane; i < kBlocks * 2 * boxes; i += 32) {  // boxes of K, then of V
-        const int32_t block = block_end - 1 - i / (2 * boxes), key = block * C::kBlockN + i % boxes * p.box_rows;
-        if (block < block_begin || key < 0) continue;
-        int32_t page = 0, row = k_begin + key;
-        if (p.a.block_table) {
-            const int32_t index = key / p.a.page_size;
-            if (index >= p.a.max_pages_per_seq || static_cast<uint32_t>(seq) >= static_cast<uint32_t>(p.a.config.max_seqs))
-                continue;
-            page = __ldcg(p.a.block_table + seq * p.a.block_table_stride + index);
-            row = key - index * p.a.page_size;
-        }
-        const bool is_v = i / boxes % 2;
-        if (p.has_whole)
-            tma_prefetch_5d(is_v ? &p.v_whole : &p.k_whole, 0, row, 0, task.head_kv, page);
-        else
-#pragma unroll 1
-            for (int part = 0; part < C::kParts; ++part)
-                tma_prefetch_4d(is_v ? &p.v : &p.k, part * kPartDims, row, task.head_kv, page);
-    }
-}
 
 // Tasks come from the end of the queue that the plan assigns to this CTA. The first one is known from the plan. Each next one
 // is popped when the last blocks of the one before are being copied: early enough to hide the trips to memory, late enough to

@@ -1,0 +1,49 @@
+// What a launch does before its turn: it brings what it will need first into the L2.
+#pragma once
+
+#include "device/tma.cuh"
+#include "sm90/queue.cuh"
+
+namespace varattn::sm90 {
+
+using namespace device;
+
+// By a warp, while the kernel before still runs: brings what the CTA will need first into the L2, namely plan, item, block
+// table and first keys. It is a guess, from what the plan's buffer holds at the time and the planner may be about to replace;
+// so nothing of it is used or left in the L1, and every index is checked. Returns early where there is nothing to guess from.
+template <class C>
+__device__ __noinline__ void prefetch_first_task(const LaunchParams& p, int lane) {
+    constexpr int kBlocks = 2;
+    const auto* header = static_cast<const PlanHeader*>(p.a.plan);
+    const uint32_t num_items = __ldcg(&header->num_items), num_front_items = __ldcg(&header->num_front_items);
+    const uint32_t num_front_ctas = __ldcg(&header->num_front_ctas), number = sm_number();
+    const uint32_t seat = number == kNoSm ? blockIdx.x : number, num_tasks = num_items * p.a.config.num_heads_kv;
+    if (num_items > p.max_items || num_front_items > num_items || num_front_ctas > gridDim.x || seat >= num_tasks) return;
+    const Task task = locate_task(p, num_front_items, seat < num_front_ctas ? seat : num_tasks - 1 - (seat - num_front_ctas));
+    const WorkItem* item = find_item(p, task);
+    const int32_t seq = __ldcg(&item->seq), k_begin = __ldcg(&item->k_begin);
+    const int32_t block_begin = __ldcg(&item->block_begin), block_end = __ldcg(&item->block_end);
+
+    const int boxes = C::kBlockN / p.box_rows;
+    for (int i = lane; i < kBlocks * 2 * boxes; i += 32) {  // boxes of K, then of V
+        const int32_t block = block_end - 1 - i / (2 * boxes), key = block * C::kBlockN + i % boxes * p.box_rows;
+        if (block < block_begin || key < 0) continue;
+        int32_t page = 0, row = k_begin + key;
+        if (p.a.block_table) {
+            const int32_t index = key / p.a.page_size;
+            if (index >= p.a.max_pages_per_seq || static_cast<uint32_t>(seq) >= static_cast<uint32_t>(p.a.config.max_seqs))
+                continue;
+            page = __ldcg(p.a.block_table + seq * p.a.block_table_stride + index);
+            row = key - index * p.a.page_size;
+        }
+        const bool is_v = i / boxes % 2;
+        if (p.has_whole)
+            tma_prefetch_5d(is_v ? &p.v_whole : &p.k_whole, 0, row, 0, task.head_kv, page);
+        else
+#pragma unroll 1
+            for (int part = 0; part < C::kParts; ++part)
+                tma_prefetch_4d(is_v ? &p.v : &p.k, part * kPartDims, row, task.head_kv, page);
+    }
+}
+
+}  // namespace varattn::sm90
