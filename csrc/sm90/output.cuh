@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cuda/atomic>
+
 #include "core/layout.h"
 #include "device/barrier.cuh"
 #include "device/mma.cuh"
@@ -203,16 +205,17 @@ __device__ __forceinline__ void merge_rows(const LaunchParams& p, const Work& w,
 template <class C>
 __device__ void merge_if_last(const LaunchParams& p, SharedMemory<C>& sm, const Work& w, int thread) {
     const Partials partials(p, w);
-    __threadfence();
     sync_consumers<C>();
     if (thread == 0) {
-        const bool last = atomicAdd(partials.arrivals, 1u) == static_cast<uint32_t>(w.item.num_splits - 1);
+        // Releases what all threads wrote before the barrier, and acquires, for all after the next, what other CTAs did.
+        cuda::atomic_ref<uint32_t, cuda::thread_scope_device> arrivals(*partials.arrivals);
+        const bool last =
+            arrivals.fetch_add(1, cuda::memory_order_acq_rel) == static_cast<uint32_t>(w.item.num_splits - 1);
         if (last) *partials.arrivals = 0;
         sm.is_last_split = last;
     }
     sync_consumers<C>();
     if (!sm.is_last_split) return;
-    __threadfence();
 
     // A decode has many splits of few rows, a prefill few of many: the same number of loads in flight, as registers allow.
     constexpr int kLoads = C::kConsumerWarpgroups == 3 ? 4 : 2048 / C::kDim;
