@@ -9,8 +9,8 @@ __device__ __forceinline__ uint32_t smem_address(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// The value of lane 0, which lets the compiler keep it in a uniform register.
-__device__ __forceinline__ uint32_t warp_uniform(uint32_t x) { return __shfl_sync(~0u, x, 0); }
+// The value of one lane, which lets the compiler keep it in a uniform register.
+__device__ __forceinline__ uint32_t warp_uniform(uint32_t x, int lane = 0) { return __shfl_sync(~0u, x, lane); }
 
 // The assembler can read it again instead of keeping it, unlike what it works out from threadIdx.
 __device__ __forceinline__ int lane_id() {

@@ -15,6 +15,8 @@ inline constexpr int kMaxCopyWarps = 2, kPaddingWarp = 2, kSchedulerWarp = 3;
 inline constexpr int kDecodeRows = 16;  // decode: one mma.sync row tile
 inline constexpr int kDecodeWarps = 8;  // two warpgroups, which share the keys
 inline constexpr int kPartDims = 64;    // a 128-byte line of shared memory holds 64 elements
+inline constexpr int kCutRows = 16;     // a block whose keys end before it does is copied in so many at a time
+inline constexpr int kValueKeys = 16;   // prefill: keys whose values a product takes
 
 // kDim_: head dim, 64, 128 or 256; smaller ones are zero-filled by the copy engine.
 template <class T_, int kDim_>
@@ -87,15 +89,20 @@ struct alignas(1024) SharedMemory {
     uint64_t item_ends[kItemSlots];  // its last blocks are being copied: time to take the next task
 };
 
-// Copy-engine views. A KV box is 64 dims x box_rows keys; the `whole` maps take all 64-dim parts of box_rows keys at once.
+// Copy-engine views of K and V: a box of the `whole` maps has all 64-dim parts of its keys, one of the others a single part.
 struct LaunchParams {
     AttentionParams a;
     CUtensorMap q_prefill, q_decode;  // (head_dim, num_heads_q, total_q)
-    CUtensorMap k, v;                 // (head_dim, page_size, num_heads_kv, num_pages)
+    CUtensorMap k, v;                 // (head_dim, page_size, num_heads_kv, num_pages), of kCutRows keys if one_box
     CUtensorMap k_whole, v_whole;     // (64, page_size, head_dim / 64, num_heads_kv, num_pages)
-    int32_t box_rows;                 // keys of a KV box: a power of two that divides the page size
-    int32_t box_shift;                // log2(box_rows)
     int32_t has_whole;                // the `whole` maps exist: head dims are the kernel's own
+    int32_t box_rows;                 // keys of a KV box: a power of two that divides the page size
+    int32_t one_box;                  // a block is one whole box, unless its keys end before: then it comes in parts of kCutRows
+    int32_t num_copy_warps;           // warps that copy K and V
+    int32_t boxes, boxes_log2;        // of a block, for each of these warps: a power of two up to 64
+    int32_t group_shift;              // decode: log2 of the keys that lie together in a stage, one part after the other
+    // Prefill: bytes of V in a stage from 64 dims to the next, and from kValueKeys keys to the next.
+    uint32_t v_part_bytes, v_step_bytes;
     int32_t page_shift;               // log2(page_size), or -1
     int32_t q_box_rows[2];            // packed rows of a q box: prefill, decode
     int32_t group;                    // query heads of a KV head

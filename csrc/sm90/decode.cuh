@@ -140,9 +140,9 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
     const int warp = thread / 32 % 4, lane = thread % 32;
 
     // A block lies in shared memory as boxes of (64-dim part, key, 64 dims), as producer.cuh copies them.
-    const int box_shift = p.has_whole ? p.box_shift : log2_floor(C::kBlockN), part_stride = 128 << box_shift;
+    const int group_shift = p.group_shift, part_stride = 128 << group_shift;
     auto key_line = [&](int key) {
-        return (key >> box_shift) * C::kParts * part_stride + (key & ((1 << box_shift) - 1)) * 128;
+        return (key >> group_shift) * C::kParts * part_stride + (key & ((1 << group_shift) - 1)) * 128;
     };
     uint32_t k_line[kTiles], v_line[kTiles], k_chunk[4], v_chunk[4];
 #pragma unroll

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
         for (int i = 0; i < kItemSlots; ++i) {
             mbarrier_init(&sm.item_full[i], 1);
             mbarrier_init(&sm.item_ends[i], 1);
-            mbarrier_init(&sm.item_empty[i], C::kConsumerWarps + num_copy_warps<C>(p));
+            mbarrier_init(&sm.item_empty[i], C::kConsumerWarps + p.num_copy_warps);
         }
         mbarrier_init_fence();
         fence_async_proxy();

@@ -83,9 +83,16 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     LaunchParams p{};
     p.a = a;
     p.box_rows = paged ? power_of_two_divisor(a.page_size, c.block_n) : c.block_n;
-    p.box_shift = log2_floor(p.box_rows);
     // Whole boxes fill a stage only at the kernel's own head dim: there is no part to be zero-filled.
     p.has_whole = c.head_dim == kKernelTable[c.kernel].max_head_dim && c.head_dim_v == c.head_dim && p.box_rows >= 8;
+    p.one_box = p.has_whole && p.box_rows == c.block_n;
+    p.num_copy_warps = std::min(kMaxCopyWarps, c.block_n / p.box_rows);
+    p.boxes = c.block_n / p.box_rows / p.num_copy_warps;
+    p.boxes_log2 = log2_floor(p.boxes);
+    p.group_shift = log2_floor(p.has_whole ? p.box_rows : c.block_n);
+    const bool v_whole = p.has_whole && p.box_rows == kValueKeys;
+    p.v_part_bytes = (v_whole ? kValueKeys : c.block_n) * 128;
+    p.v_step_bytes = kValueKeys * 128 * (v_whole ? c.head_dim / kPartDims : 1);
     p.page_shift = paged && (a.page_size & (a.page_size - 1)) == 0 ? log2_floor(a.page_size) : -1;
     p.workspace = workspace_layout(c);
     p.max_items = max_items(c);
@@ -114,7 +121,7 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
                          4,
                          {u(dim), n(page_rows), u(c.num_heads_kv), n(num_pages)},
                          {1, row, head, page},
-                         {kPartDims, u(p.box_rows), 1, 1}},
+                         {kPartDims, u(p.one_box ? kCutRows : p.box_rows), 1, 1}},
                         bf16);
     };
     const auto whole_map = [&](const char* name, const void* data, int32_t dim, int64_t page, int64_t row,

@@ -23,11 +23,12 @@ __device__ __noinline__ void prefetch_first_task(const LaunchParams& p, int lane
     const WorkItem* item = find_item(p, task);
     const int32_t seq = __ldcg(&item->seq), k_begin = __ldcg(&item->k_begin);
     const int32_t block_begin = __ldcg(&item->block_begin), block_end = __ldcg(&item->block_end);
+    const int32_t kv_len = __ldcg(&item->kv_len);
 
-    const int boxes = C::kBlockN / p.box_rows;
+    const int rows = p.one_box ? kCutRows : p.box_rows, boxes = C::kBlockN / rows;
     for (int i = lane; i < kBlocks * 2 * boxes; i += 32) {  // boxes of K, then of V
-        const int32_t block = block_end - 1 - i / (2 * boxes), key = block * C::kBlockN + i % boxes * p.box_rows;
-        if (block < block_begin || key < 0) continue;
+        const int32_t block = block_end - 1 - i / (2 * boxes), key = block * C::kBlockN + i % boxes * rows;
+        if (block < block_begin || key < 0 || key >= kv_len) continue;
         int32_t page = 0, row = k_begin + key;
         if (p.a.block_table) {
             const int32_t index = key / p.a.page_size;
@@ -36,13 +37,9 @@ __device__ __noinline__ void prefetch_first_task(const LaunchParams& p, int lane
             page = __ldcg(p.a.block_table + seq * p.a.block_table_stride + index);
             row = key - index * p.a.page_size;
         }
-        const bool is_v = i / boxes % 2;
-        if (p.has_whole)
-            tma_prefetch_5d(is_v ? &p.v_whole : &p.k_whole, 0, row, 0, task.head_kv, page);
-        else
 #pragma unroll 1
-            for (int part = 0; part < C::kParts; ++part)
-                tma_prefetch_4d(is_v ? &p.v : &p.k, part * kPartDims, row, task.head_kv, page);
+        for (int part = 0; part < C::kParts; ++part)
+            tma_prefetch_4d(i / boxes % 2 ? &p.v : &p.k, part * kPartDims, row, task.head_kv, page);
     }
 }
 

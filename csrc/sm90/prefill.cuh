@@ -15,11 +15,14 @@ namespace varattn::sm90 {
 
 // Zeroes rows of a V block outside [key_begin, key_end): stale memory may hold NaN, and 0 x NaN is NaN.
 template <class C>
-__device__ __forceinline__ void clean_values(uint8_t* stage, const Work& w, int first_key, int thread) {
+__device__ __forceinline__ void clean_values(const LaunchParams& p, uint8_t* stage, const Work& w, int first_key,
+                                             int thread) {
 #pragma unroll 1  // seldom run
     for (int i = thread; i < C::kParts * C::kBlockN * 8; i += 128) {
-        const int key = first_key + i / 8 % C::kBlockN;
-        if (key < w.key_begin || key >= w.key_end) *reinterpret_cast<uint4*>(stage + i * 16) = uint4{0, 0, 0, 0};
+        const int part = i / 8 / C::kBlockN, key = i / 8 % C::kBlockN;
+        if (first_key + key >= w.key_begin && first_key + key < w.key_end) continue;
+        const uint32_t line = key / kValueKeys * p.v_step_bytes + part * p.v_part_bytes + key % kValueKeys * 128;
+        *reinterpret_cast<uint4*>(stage + line + i % 8 * 16) = uint4{0, 0, 0, 0};
     }
     fence_async_proxy();
 }
@@ -70,7 +73,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         return swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024);
     };
     auto v_descriptor = [&](int stage) {
-        return swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024, C::kKvPartBytes);
+        return swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024, p.v_part_bytes);
     };
     auto multiply_keys = [&](uint64_t q_desc, uint64_t k_desc) {  // s = q k^T
         wgmma_fence();
@@ -90,7 +93,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         for (int g = 0; g < kOutGroups; ++g)
 #pragma unroll
             for (int kk = 0; kk < C::kBlockN / 16; ++kk)
-                wgmma_rs<T>(o[g], prob + kk * 4, advance(v_desc, g * 2 * C::kKvPartBytes + kk * 2048),
+                wgmma_rs<T>(o[g], prob + kk * 4, advance(v_desc, g * 2 * p.v_part_bytes + kk * p.v_step_bytes),
                             kk > 0 || has_output);
         wgmma_commit();
         has_output = 1;
@@ -111,7 +114,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     // products would make the compiler serialise them.
     auto clean = [&](const Work& w, const RingPosition<C::kStages>& at) {
         await_block(at);
-        clean_values<C>(sm.kv[at.stage], w, block * C::kBlockN, opaque(thread) % 128);
+        clean_values<C>(p, sm.kv[at.stage], w, block * C::kBlockN, opaque(thread) % 128);
         named_barrier_sync(kBarrierWarpgroup + wg, 128);
     };
     auto finish_scores = [&] {

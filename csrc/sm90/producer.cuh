@@ -37,44 +37,67 @@ __device__ __forceinline__ BoxStart check_page(const LaunchParams& p, BoxStart s
 struct BlockSource {
     BoxStart start[2];
     int32_t first_lane;
+    int32_t num_keys;  // from its first to the last of the sequence
     int32_t head_kv;
-    bool decode;  // read once: what is read again, as tables and plan, is to stay in the L2
 };
 
 template <class C>
 __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
     const int lane = lane_id();
     const bool leads = warp == 0;
-    const int num_boxes = C::kBlockN / p.box_rows, num_warps = num_copy_warps<C>(p);
-    if (warp >= num_warps) return;
-    const int boxes = num_boxes / num_warps, first_box = warp * boxes;  // of this warp: at most 64
+    if (warp >= p.num_copy_warps) return;
+    const int first_box = warp << p.boxes_log2;
 
     RingPosition<C::kStages> kv;
     RingPosition<kItemSlots> slot;
+    bool decode = false;  // read once: what is read again, as tables and plan, is to stay in the L2
 
-    // Copies this warp's share of a K or V block into the next stage. The first warp announces the bytes of all.
-    auto copy = [&](const BlockSource& from, const CUtensorMap* map, const CUtensorMap* whole_map) {
+    // Copies this warp's share of a K or V block into the next stage. These warps take issue slots from the consumers: every
+    // instruction here counts.
+    auto copy = [&](const BlockSource& from, const CUtensorMap* map, const CUtensorMap* whole_map, bool values) {
         uint64_t* full = &sm.kv_full[kv.stage];
-        mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity());
-        if (leads && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);
         const uint32_t stage = smem_address(sm.kv[kv.stage]);
-        // Prefill wants 64-dim parts of all keys one after the other; decode takes them box by box, all parts at once.
-        const bool whole = p.has_whole && (from.decode || num_boxes == 1);
-        // Each lane issues the boxes whose starts it holds.
+        const uint64_t policy = decode ? kEvictFirst : kEvictNormal;
+        auto load_whole = [&](uint32_t to, const BoxStart& start) {
+            tma_load_5d(to, whole_map, full, policy, 0, start.row, 0, from.head_kv, start.page);
+        };
+        auto load_parts = [&](uint32_t to, const BoxStart& start) {
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            const int i = lane - from.first_lane + k * 32;
-            if (i < 0 || i >= boxes) continue;
-            const auto [page, row] = from.start[k];
-            const int offset = (first_box + i) * p.box_rows * 128;
-            if (whole) {
-                tma_load_5d(stage + offset * C::kParts, whole_map, full, from.decode ? kEvictFirst : kEvictNormal, 0,
-                            row, 0, from.head_kv, page);
-            } else {
+            for (int part = 0; part < C::kParts; ++part)
+                tma_load_4d(to + part * C::kKvPartBytes, map, full, policy, part * kPartDims, start.row, from.head_kv,
+                            start.page);
+        };
+        mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity());
+        if (p.one_box) {
+            BoxStart start = from.start[0];
+            start.page = warp_uniform(start.page, from.first_lane);
+            start.row = warp_uniform(start.row, from.first_lane);
+            if (from.num_keys >= C::kBlockN) {
+                if (elect_one()) {
+                    mbarrier_arrive_expect_bytes(full, C::kStageBytes);
+                    load_whole(stage, start);
+                }
+            } else {  // nobody reads past its keys
+                const int cuts = ceil_div(from.num_keys, kCutRows);
+                if (elect_one()) mbarrier_arrive_expect_bytes(full, cuts * kCutRows * 128 * C::kParts);
+                start.row += lane * kCutRows;
+                if (lane < cuts) load_parts(stage + lane * kCutRows * 128, start);
+            }
+        } else {
+            if (leads && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);  // of all warps
+            // One box of two parts is less work than two. But prefill's product with keys wants the parts of all of them one
+            // after the other, and that with values takes kValueKeys at a time.
+            const bool whole = p.has_whole && (decode || (values && p.box_rows == kValueKeys));
+            // Each lane issues the boxes whose starts it holds.
 #pragma unroll
-                for (int part = 0; part < C::kParts; ++part)
-                    tma_load_4d(stage + part * C::kKvPartBytes + offset, map, full, part * kPartDims, row, from.head_kv,
-                                page);
+            for (int k = 0; k < 2; ++k) {
+                const int i = lane - from.first_lane + k * 32;
+                if (i < 0 || i >= p.boxes) continue;
+                const uint32_t offset = (first_box + i) * p.box_rows * 128;
+                if (whole)
+                    load_whole(stage + offset * C::kParts, from.start[k]);
+                else
+                    load_parts(stage + offset, from.start[k]);
             }
         }
         __syncwarp();
@@ -84,7 +107,7 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
     BlockSource late_v;
     late_v.head_kv = -1;  // none
     auto copy_late_v = [&] {
-        if (late_v.head_kv >= 0) copy(late_v, &p.v, &p.v_whole);
+        if (late_v.head_kv >= 0) copy(late_v, &p.v, &p.v_whole, true);
         late_v.head_kv = -1;
     };
     constexpr int kLastBlocks = 3;  // of a task, while which the next one is taken
@@ -94,14 +117,14 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
     auto copy_item = [&](const Work& w) {
         // The lanes read the block table for as many blocks as they can hold, one such group ahead of the copies: it may
         // have to come from memory, which copies of its own make slow.
-        const int first_block = w.block_end - w.num_blocks, group = max_of(32 / boxes, 1);
+        const int first_block = w.block_end - w.num_blocks, group = max_of(32 >> p.boxes_log2, 1);
         BoxStart now[2], next[2];
         auto find_boxes = [&](int block) {
-            block -= lane / boxes;
+            block -= lane >> p.boxes_log2;
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                const int box = lane % boxes + k * 32;
-                next[k] = block < first_block || box >= boxes
+                const int box = (lane & (p.boxes - 1)) + k * 32;
+                next[k] = block < first_block || box >= p.boxes
                               ? BoxStart{p.a.num_pages, -1}
                               : find_box(p, w, block * C::kBlockN + (first_box + box) * p.box_rows);
             }
@@ -116,8 +139,11 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
                 left = group;
             }
             if (block - first_block + 1 == min_of(kLastBlocks, w.num_blocks)) tell_scheduler();
-            const BlockSource source{{now[0], now[1]}, (group - left) * boxes, w.head_kv, w.decode};
-            copy(source, &p.k, &p.k_whole);
+            const BlockSource source{{now[0], now[1]},
+                                     (group - left) << p.boxes_log2,
+                                     w.key_end - block * C::kBlockN,
+                                     w.head_kv};
+            copy(source, &p.k, &p.k_whole, false);
             copy_late_v();
             late_v = source;
         }
@@ -127,6 +153,7 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
         const Work& w = sm.work[slot.stage];
         if (w.head_kv < 0) break;
         if (!w.chained) copy_late_v();
+        decode = w.decode;
         if (w.num_rows > 0 && w.num_blocks > 0)
             copy_item(w);
         else

@@ -36,12 +36,6 @@ __device__ __forceinline__ uint32_t clip_work(const LaunchParams& p, Work& w) {
     return (num_rows < tile_rows(item) ? kStatusRowsPastEnd : 0) | (key_end < item.kv_len ? kStatusKeysPastEnd : 0);
 }
 
-// Producer warps that copy K and V.
-template <class C>
-__device__ __forceinline__ int num_copy_warps(const LaunchParams& p) {
-    return min_of(kMaxCopyWarps, C::kBlockN / p.box_rows);
-}
-
 // Token of a packed row, relative to the tile's first: row / group.
 __device__ __forceinline__ int32_t token_of_row(const LaunchParams& p, uint32_t row) {
     return static_cast<int32_t>(row * p.group_reciprocal >> 16);
