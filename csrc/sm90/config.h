@@ -45,6 +45,7 @@ struct Config {
     static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
     static constexpr int kProducerRegisters = kConsumerWarpgroups == 3 ? 32 : 56;
     static constexpr int kConsumerRegisters = kConsumerWarpgroups == 3 ? 160 : 224;
+    static constexpr bool kHasOneBoxLoop = kConsumerWarpgroups == 2;  // of the producers; else registers spill
     static constexpr int kPaddingLoads = kConsumerWarpgroups == 3 ? 1 : 8;  // in flight: as many as fit in
     static_assert(kProducerWarps * kProducerRegisters + kConsumerWarps * kConsumerRegisters <=
                   (kProducerWarps + kConsumerWarps) * kLaunchRegisters);
@@ -97,7 +98,7 @@ struct LaunchParams {
     CUtensorMap k_whole, v_whole;     // (64, page_size, head_dim / 64, num_heads_kv, num_pages)
     int32_t has_whole;                // the `whole` maps exist: head dims are the kernel's own
     int32_t box_rows;                 // keys of a KV box: a power of two that divides the page size
-    int32_t one_box;                  // a block is one whole box, unless its keys end before: then it comes in parts of kCutRows
+    int32_t one_box;                  // a block is one whole box, or, if its keys end before it does, parts of kCutRows keys
     int32_t num_copy_warps;           // warps that copy K and V
     int32_t boxes, boxes_log2;        // of a block, for each of these warps: a power of two up to 64
     int32_t group_shift;              // decode: log2 of the keys that lie together in a stage, one part after the other

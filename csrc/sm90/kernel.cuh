@@ -98,8 +98,12 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
         else if (pads)
             write_padding<typename C::T, C::kPaddingLoads>(
                 p.a, lane, 1, [&] { return !*static_cast<volatile bool*>(&sm.no_more_tasks); });
-        else
-            copy_keys<C>(p, sm, warp - C::kConsumerWarps);
+        else if (warp - C::kConsumerWarps < p.num_copy_warps) {
+            if (C::kHasOneBoxLoop && p.one_box)
+                copy_keys<C, true>(p, sm, 0);
+            else
+                copy_keys<C, false>(p, sm, warp - C::kConsumerWarps);
+        }
     } else {
         raise_register_limit<C::kConsumerRegisters>();
         consume<C>(p, sm, warp / 4, threadIdx.x);

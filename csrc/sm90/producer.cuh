@@ -1,5 +1,6 @@
 // The producers: one warp or two that keep the ring of K and V full. Each copies its share of the boxes of every block, a
-// box or two a lane. A block of one box takes one warp: a second would wait, and take issue slots and power from the products.
+// box or two a lane. A block of one box takes one warp, with a loop of its own: a second would wait, and take issue slots and
+// power from the products.
 #pragma once
 
 #include "device/barrier.cuh"
@@ -37,27 +38,35 @@ __device__ __forceinline__ BoxStart check_page(const LaunchParams& p, BoxStart s
 struct BlockSource {
     BoxStart start[2];
     int32_t first_lane;
-    int32_t num_keys;  // from its first to the last of the sequence
+    int32_t num_keys;  // kOneBox: from its first to the last of the sequence
     int32_t head_kv;
 };
 
-template <class C>
-__device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
+// kOneBox: a block is one box. Every instruction here counts: these warps take issue slots from the consumers, and between the
+// release of a stage and the copies into it the stream of keys waits for them.
+template <class C, bool kOneBox>
+__device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
     const int lane = lane_id();
     const bool leads = warp == 0;
-    if (warp >= p.num_copy_warps) return;
-    const int first_box = warp << p.boxes_log2;
+    // Read again wherever they are used: registers are scarce.
+    auto boxes = [&] { return kOneBox ? 1 : p.boxes; };
+    auto boxes_log2 = [&] { return kOneBox ? 0 : p.boxes_log2; };
+    const int first_box = warp << boxes_log2();
 
     RingPosition<C::kStages> kv;
     RingPosition<kItemSlots> slot;
-    bool decode = false;  // read once: what is read again, as tables and plan, is to stay in the L2
+    // Of the task at hand:
+    bool decode = false;  // keys are read once: what is read again, as tables and plan, is to stay in the L2
+    // One box of two parts is less work than two. But prefill's product with keys wants the parts of all of them one after the
+    // other, and that with values takes kValueKeys at a time.
+    bool whole_keys = false, whole_values = false;
 
-    // Copies this warp's share of a K or V block into the next stage. These warps take issue slots from the consumers: every
-    // instruction here counts.
-    auto copy = [&](const BlockSource& from, const CUtensorMap* map, const CUtensorMap* whole_map, bool values) {
+    // Copies this warp's share of a K or V block into the next stage.
+    auto copy = [&](const BlockSource& from, const CUtensorMap* map, const CUtensorMap* whole_map, bool whole) {
         uint64_t* full = &sm.kv_full[kv.stage];
         const uint32_t stage = smem_address(sm.kv[kv.stage]);
         const uint64_t policy = decode ? kEvictFirst : kEvictNormal;
+        auto await_stage = [&] { mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity()); };
         auto load_whole = [&](uint32_t to, const BoxStart& start) {
             tma_load_5d(to, whole_map, full, policy, 0, start.row, 0, from.head_kv, start.page);
         };
@@ -67,11 +76,11 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
                 tma_load_4d(to + part * C::kKvPartBytes, map, full, policy, part * kPartDims, start.row, from.head_kv,
                             start.page);
         };
-        mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity());
-        if (p.one_box) {
+        if constexpr (kOneBox) {
             BoxStart start = from.start[0];
             start.page = warp_uniform(start.page, from.first_lane);
             start.row = warp_uniform(start.row, from.first_lane);
+            await_stage();
             if (from.num_keys >= C::kBlockN) {
                 if (elect_one()) {
                     mbarrier_arrive_expect_bytes(full, C::kStageBytes);
@@ -84,21 +93,21 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
                 if (lane < cuts) load_parts(stage + lane * kCutRows * 128, start);
             }
         } else {
-            if (leads && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);  // of all warps
-            // One box of two parts is less work than two. But prefill's product with keys wants the parts of all of them one
-            // after the other, and that with values takes kValueKeys at a time.
-            const bool whole = p.has_whole && (decode || (values && p.box_rows == kValueKeys));
             // Each lane issues the boxes whose starts it holds.
-#pragma unroll
-            for (int k = 0; k < 2; ++k) {
-                const int i = lane - from.first_lane + k * 32;
-                if (i < 0 || i >= p.boxes) continue;
-                const uint32_t offset = (first_box + i) * p.box_rows * 128;
+            const int mine = lane - from.first_lane;
+            const uint32_t to = stage + (first_box + mine) * p.box_rows * 128 * (whole ? C::kParts : 1);
+            auto load_box = [&](int k) {
+                const uint32_t box_to = to + k * 32 * p.box_rows * 128;
                 if (whole)
-                    load_whole(stage + offset * C::kParts, from.start[k]);
+                    load_whole(box_to, from.start[k]);
                 else
-                    load_parts(stage + offset, from.start[k]);
-            }
+                    load_parts(box_to, from.start[k]);
+            };
+            const bool has_box = mine >= 0 && mine < boxes();
+            await_stage();
+            if (leads && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);  // of all warps
+            if (has_box) load_box(0);
+            if (boxes() > 32) load_box(1);
         }
         __syncwarp();
         kv.advance();
@@ -107,7 +116,7 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
     BlockSource late_v;
     late_v.head_kv = -1;  // none
     auto copy_late_v = [&] {
-        if (late_v.head_kv >= 0) copy(late_v, &p.v, &p.v_whole, true);
+        if (late_v.head_kv >= 0) copy(late_v, &p.v, &p.v_whole, whole_values);
         late_v.head_kv = -1;
     };
     constexpr int kLastBlocks = 3;  // of a task, while which the next one is taken
@@ -117,14 +126,15 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
     auto copy_item = [&](const Work& w) {
         // The lanes read the block table for as many blocks as they can hold, one such group ahead of the copies: it may
         // have to come from memory, which copies of its own make slow.
-        const int first_block = w.block_end - w.num_blocks, group = max_of(32 >> p.boxes_log2, 1);
+        const int first_block = w.block_end - w.num_blocks, group = max_of(32 >> boxes_log2(), 1);
+        const int telling_block = first_block + min_of(kLastBlocks, w.num_blocks) - 1;
         BoxStart now[2], next[2];
         auto find_boxes = [&](int block) {
-            block -= lane >> p.boxes_log2;
+            block -= lane >> boxes_log2();
 #pragma unroll
-            for (int k = 0; k < 2; ++k) {
-                const int box = (lane & (p.boxes - 1)) + k * 32;
-                next[k] = block < first_block || box >= p.boxes
+            for (int k = 0; k < (kOneBox ? 1 : 2); ++k) {
+                const int box = (lane & (boxes() - 1)) + k * 32;
+                next[k] = block < first_block || box >= boxes()
                               ? BoxStart{p.a.num_pages, -1}
                               : find_box(p, w, block * C::kBlockN + (first_box + box) * p.box_rows);
             }
@@ -133,17 +143,18 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
         int left = 0;  // blocks of `now`
         for (int block = w.block_end - 1; block >= first_block; --block, --left) {
             if (left == 0) {
-                now[0] = check_page(p, next[0]);
-                now[1] = check_page(p, next[1]);
+#pragma unroll
+                for (int k = 0; k < (kOneBox ? 1 : 2); ++k)
+                    now[k] = check_page(p, next[k]);
                 find_boxes(block - group);
                 left = group;
             }
-            if (block - first_block + 1 == min_of(kLastBlocks, w.num_blocks)) tell_scheduler();
+            if (block == telling_block) tell_scheduler();
             const BlockSource source{{now[0], now[1]},
-                                     (group - left) << p.boxes_log2,
-                                     w.key_end - block * C::kBlockN,
+                                     (group - left) << boxes_log2(),
+                                     kOneBox ? w.key_end - block * C::kBlockN : 0,
                                      w.head_kv};
-            copy(source, &p.k, &p.k_whole, false);
+            copy(source, &p.k, &p.k_whole, whole_keys);
             copy_late_v();
             late_v = source;
         }
@@ -154,6 +165,8 @@ __device__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) 
         if (w.head_kv < 0) break;
         if (!w.chained) copy_late_v();
         decode = w.decode;
+        whole_keys = p.has_whole && decode;
+        whole_values = p.has_whole && (decode || p.box_rows == kValueKeys);
         if (w.num_rows > 0 && w.num_blocks > 0)
             copy_item(w);
         else
