@@ -126,6 +126,31 @@ def test_keys_out_of_the_window_may_be_poison(device, seed, layout, window):
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("page_size", [None, 16, 128])
+def test_sequences_of_nan_keep_to_themselves(device, seed, page_size, head_dim):
+    """Memory on the chip is used by one sequence after another, and their last blocks fill it only in part."""
+    q_lens = [random.choice([1, 1, 4, 50]) for _ in range(300)]
+    kv_lens = [random.randint(n, 300) for n in q_lens]
+    layout = "packed" if page_size is None else "nhd"
+    case = Case(q_lens, kv_lens, layout=layout, page_size=page_size or 16, head_dim=head_dim, head_dim_v=head_dim)
+    x = make_inputs(case, device)
+    want = run(x)
+    first_key, is_good = 0, torch.ones(case.total_q, dtype=torch.bool)
+    for i, (q_len, kv_len) in enumerate(zip(q_lens, kv_lens, strict=True)):
+        if i % 3 == 0:
+            is_good[sum(q_lens[:i]) : sum(q_lens[: i + 1])] = False
+            at = slice(first_key, first_key + kv_len)
+            if layout == "nhd":
+                at = x.lengths["block_table"][i, : -(-kv_len // page_size)].long()
+            x.k[at] = x.v[at] = torch.nan
+        first_key += kv_len
+    got = run(x)
+    is_good = is_good.to(device)
+    assert torch.equal(got[0][is_good], want[0][is_good]) and torch.equal(got[1][:, is_good], want[1][:, is_good])
+    assert got[0][~is_good].isnan().all()
+
+
 def test_wild_page_ids_read_as_zeros_and_set_the_status(device, seed):
     x = make_inputs(Case([9, 2], [100, 50], page_size=8), device)
     x.lengths["block_table"][0, 3] = 2**31 - 1
@@ -273,9 +298,11 @@ def test_group_sizes(device, seed, group):
     assert_matches_reference(x, *run(x))
 
 
-@pytest.mark.parametrize("page_size", [1, 2, 3, 8, 16, 48, 64, 100, 256])
-def test_page_sizes(device, seed, page_size):
-    x = make_inputs(Case([1, 4, 30], [700, 257, 30], page_size=page_size), device)
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("page_size", [1, 2, 3, 8, 16, 48, 64, 100, 128, 256])
+def test_page_sizes(device, seed, page_size, head_dim):
+    case = Case([1, 4, 30], [700, 257, 30], page_size=page_size, head_dim=head_dim, head_dim_v=head_dim)
+    x = make_inputs(case, device)
     assert_matches_reference(x, *run(x))
 
 
