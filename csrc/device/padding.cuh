@@ -26,7 +26,8 @@ __device__ __forceinline__ void write_padding(const AttentionParams& p, int thre
     const int32_t first_head = lane / chunks < heads_at_a_time ? lane / chunks : heads;
     const int64_t next_head = heads_at_a_time * p.out_head_stride;
     for (int32_t i = first; i < num_rows; i += step) {
-        T* out = static_cast<T*>(p.out) + row(i) * p.out_row_stride + first_head * p.out_head_stride + lane % chunks * 8;
+        T* out =
+            static_cast<T*>(p.out) + row(i) * p.out_row_stride + first_head * p.out_head_stride + lane % chunks * 8;
         const bool reads = has_time();
         for (int32_t head = first_head; head < heads; head += heads_at_a_time * kLoads, out += next_head * kLoads) {
             uint4 old[kLoads];

@@ -18,6 +18,9 @@ inline constexpr int kPartDims = 64;    // a 128-byte line of shared memory hold
 inline constexpr int kCutRows = 16;     // a block whose keys end before it does is copied in so many at a time
 inline constexpr int kValueKeys = 16;   // prefill: keys whose values a product takes
 
+// Producers have a loop of their own for blocks of one box; with three consumer warpgroups its registers would spill.
+VARATTN_HD constexpr bool has_one_box_loop(int32_t kernel_dim) { return kernel_dim > 64; }
+
 // kDim_: head dim, 64, 128 or 256; smaller ones are zero-filled by the copy engine.
 template <class T_, int kDim_>
 struct Config {
@@ -45,7 +48,6 @@ struct Config {
     static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
     static constexpr int kProducerRegisters = kConsumerWarpgroups == 3 ? 32 : 56;
     static constexpr int kConsumerRegisters = kConsumerWarpgroups == 3 ? 160 : 224;
-    static constexpr bool kHasOneBoxLoop = kConsumerWarpgroups == 2;  // of the producers; else registers spill
     static constexpr int kPaddingLoads = kConsumerWarpgroups == 3 ? 1 : 8;  // in flight: as many as fit in
     static_assert(kProducerWarps * kProducerRegisters + kConsumerWarps * kConsumerRegisters <=
                   (kProducerWarps + kConsumerWarps) * kLaunchRegisters);
@@ -98,19 +100,19 @@ struct LaunchParams {
     CUtensorMap k_whole, v_whole;     // (64, page_size, head_dim / 64, num_heads_kv, num_pages)
     int32_t has_whole;                // the `whole` maps exist: head dims are the kernel's own
     int32_t box_rows;                 // keys of a KV box: a power of two that divides the page size
-    int32_t one_box;                  // a block is one whole box, or, if its keys end before it does, parts of kCutRows keys
-    int32_t num_copy_warps;           // warps that copy K and V
-    int32_t boxes, boxes_log2;        // of a block, for each of these warps: a power of two up to 64
-    int32_t group_shift;              // decode: log2 of the keys that lie together in a stage, one part after the other
+    int32_t one_box;            // a block is one whole box, or, if its keys end before it does, parts of kCutRows keys
+    int32_t num_copy_warps;     // warps that copy K and V
+    int32_t boxes, boxes_log2;  // of a block, for each of these warps: a power of two up to 64
+    int32_t group_shift;        // decode: log2 of the keys that lie together in a stage, one part after the other
     // Prefill: bytes of V in a stage from 64 dims to the next, and from kValueKeys keys to the next.
     uint32_t v_part_bytes, v_step_bytes;
-    int32_t page_shift;               // log2(page_size), or -1
-    int32_t q_box_rows[2];            // packed rows of a q box: prefill, decode
-    int32_t group;                    // query heads of a KV head
-    uint32_t group_reciprocal;        // ceil(2^16 / group): divides the rows of a tile by the group size
-    float scale_log2;                 // exponent of 2 of a score unit
-    float score_scale;                // softcap: scores are tanh(score * score_scale) first; 0: no softcap
-    WorkspaceLayout workspace;        // this and the next follow from the configuration, by divisions
+    int32_t page_shift;         // log2(page_size), or -1
+    int32_t q_box_rows[2];      // packed rows of a q box: prefill, decode
+    int32_t group;              // query heads of a KV head
+    uint32_t group_reciprocal;  // ceil(2^16 / group): divides the rows of a tile by the group size
+    float scale_log2;           // exponent of 2 of a score unit
+    float score_scale;          // softcap: scores are tanh(score * score_scale) first; 0: no softcap
+    WorkspaceLayout workspace;  // this and the next follow from the configuration, by divisions
     uint32_t max_items;
 };
 

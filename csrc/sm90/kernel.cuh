@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
             write_padding<typename C::T, C::kPaddingLoads>(
                 p.a, lane, 1, [&] { return !*static_cast<volatile bool*>(&sm.no_more_tasks); });
         else if (warp - C::kConsumerWarps < p.num_copy_warps) {
-            if (C::kHasOneBoxLoop && p.one_box)
+            if (has_one_box_loop(C::kDim) && p.one_box)
                 copy_keys<C, true>(p, sm, 0);
             else
                 copy_keys<C, false>(p, sm, warp - C::kConsumerWarps);

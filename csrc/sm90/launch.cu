@@ -84,8 +84,9 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     p.a = a;
     p.box_rows = paged ? power_of_two_divisor(a.page_size, c.block_n) : c.block_n;
     // Whole boxes fill a stage only at the kernel's own head dim: there is no part to be zero-filled.
-    p.has_whole = c.head_dim == kKernelTable[c.kernel].max_head_dim && c.head_dim_v == c.head_dim && p.box_rows >= 8;
-    p.one_box = p.has_whole && p.box_rows == c.block_n && c.kernel != kKernelSm90D64;  // see kHasOneBoxLoop
+    const int32_t kernel_dim = kKernelTable[c.kernel].max_head_dim;
+    p.has_whole = c.head_dim == kernel_dim && c.head_dim_v == kernel_dim && p.box_rows >= 8;
+    p.one_box = p.has_whole && p.box_rows == c.block_n && has_one_box_loop(kernel_dim);
     p.num_copy_warps = std::min(kMaxCopyWarps, c.block_n / p.box_rows);
     p.boxes = c.block_n / p.box_rows / p.num_copy_warps;
     p.boxes_log2 = log2_floor(p.boxes);

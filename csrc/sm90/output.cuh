@@ -136,8 +136,8 @@ __device__ __forceinline__ void store_words(void* to, const uint32_t (&x)[kWords
 // Merges kRows rows of a tile from first_row on, by a warp: online over the splits, kSplits at a time in index order. What is
 // loaded at a time depends on nothing, so that it takes the memory's latency once.
 template <class C, int kRows, int kSplits>
-__device__ __forceinline__ void merge_rows(const LaunchParams& p, const Work& w, const Partials& partials, int first_row,
-                                           int lane) {
+__device__ __forceinline__ void merge_rows(const LaunchParams& p, const Work& w, const Partials& partials,
+                                           int first_row, int lane) {
     constexpr int kColumns = C::kDim / 32;  // of a lane
     const int num_splits = w.item.num_splits, split_rows = tile_rows(w.item), dim = p.a.config.head_dim_v;
     const int rows = min_of(w.num_rows - first_row, kRows), column = lane * kColumns;

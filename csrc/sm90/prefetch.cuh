@@ -18,8 +18,10 @@ __device__ __noinline__ void prefetch_first_task(const LaunchParams& p, int lane
     const uint32_t num_items = __ldcg(&header->num_items), num_front_items = __ldcg(&header->num_front_items);
     const uint32_t num_front_ctas = __ldcg(&header->num_front_ctas), number = sm_number();
     const uint32_t seat = number == kNoSm ? blockIdx.x : number, num_tasks = num_items * p.a.config.num_heads_kv;
-    if (num_items > p.max_items || num_front_items > num_items || num_front_ctas > gridDim.x || seat >= num_tasks) return;
-    const Task task = locate_task(p, num_front_items, seat < num_front_ctas ? seat : num_tasks - 1 - (seat - num_front_ctas));
+    if (num_items > p.max_items || num_front_items > num_items || num_front_ctas > gridDim.x || seat >= num_tasks)
+        return;
+    const Task task =
+        locate_task(p, num_front_items, seat < num_front_ctas ? seat : num_tasks - 1 - (seat - num_front_ctas));
     const WorkItem* item = find_item(p, task);
     const int32_t seq = __ldcg(&item->seq), k_begin = __ldcg(&item->k_begin);
     const int32_t block_begin = __ldcg(&item->block_begin), block_end = __ldcg(&item->block_end);
@@ -32,7 +34,8 @@ __device__ __noinline__ void prefetch_first_task(const LaunchParams& p, int lane
         int32_t page = 0, row = k_begin + key;
         if (p.a.block_table) {
             const int32_t index = key / p.a.page_size;
-            if (index >= p.a.max_pages_per_seq || static_cast<uint32_t>(seq) >= static_cast<uint32_t>(p.a.config.max_seqs))
+            if (index >= p.a.max_pages_per_seq ||
+                static_cast<uint32_t>(seq) >= static_cast<uint32_t>(p.a.config.max_seqs))
                 continue;
             page = __ldcg(p.a.block_table + seq * p.a.block_table_stride + index);
             row = key - index * p.a.page_size;
