@@ -19,7 +19,8 @@ __device__ __forceinline__ uint64_t swizzle128_descriptor(uint32_t address, uint
     return static_cast<uint64_t>((address >> 4) | leading >> 4 << 16) | static_cast<uint64_t>(stride >> 4 | 1u << 30)
                                                                             << 32;
 }
-__device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
+// By units of 16 bytes.
+__device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t by) { return descriptor + by; }
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

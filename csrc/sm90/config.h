@@ -17,9 +17,11 @@ inline constexpr int kDecodeWarps = 8;  // two warpgroups, which share the keys
 inline constexpr int kPartDims = 64;    // a 128-byte line of shared memory holds 64 elements
 inline constexpr int kCutRows = 16;     // a block whose keys end before it does is copied in so many at a time
 inline constexpr int kValueKeys = 16;   // prefill: keys whose values a product takes
+inline constexpr int kSmallPage = 16;   // tokens of the smallest pages in common use
 
-// Producers have a loop of their own for blocks of one box; with three consumer warpgroups its registers would spill.
-VARATTN_HD constexpr bool has_one_box_loop(int32_t kernel_dim) { return kernel_dim > 64; }
+// Producers have loops of their own for blocks of one box, and for pages of kSmallPage tokens; with three consumer
+// warpgroups their registers would spill.
+VARATTN_HD constexpr bool has_own_loops(int32_t kernel_dim) { return kernel_dim > 64; }
 
 // kDim_: head dim, 64, 128 or 256; smaller ones are zero-filled by the copy engine.
 template <class T_, int kDim_>
@@ -104,8 +106,8 @@ struct LaunchParams {
     int32_t num_copy_warps;     // warps that copy K and V
     int32_t boxes, boxes_log2;  // of a block, for each of these warps: a power of two up to 64
     int32_t group_shift;        // decode: log2 of the keys that lie together in a stage, one part after the other
-    // Prefill: bytes of V in a stage from 64 dims to the next, and from kValueKeys keys to the next.
-    uint32_t v_part_bytes, v_step_bytes;
+    // Prefill, V in a stage, in units of 16 bytes: from 64 dims to the next, and from kValueKeys keys to the next.
+    uint32_t v_part_step, v_key_step;
     int32_t page_shift;         // log2(page_size), or -1
     int32_t q_box_rows[2];      // packed rows of a q box: prefill, decode
     int32_t group;              // query heads of a KV head

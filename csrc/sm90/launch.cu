@@ -86,14 +86,14 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     // Whole boxes fill a stage only at the kernel's own head dim: there is no part to be zero-filled.
     const int32_t kernel_dim = kKernelTable[c.kernel].max_head_dim;
     p.has_whole = c.head_dim == kernel_dim && c.head_dim_v == kernel_dim && p.box_rows >= 8;
-    p.one_box = p.has_whole && p.box_rows == c.block_n && has_one_box_loop(kernel_dim);
+    p.one_box = p.has_whole && p.box_rows == c.block_n && has_own_loops(kernel_dim);
     p.num_copy_warps = std::min(kMaxCopyWarps, c.block_n / p.box_rows);
     p.boxes = c.block_n / p.box_rows / p.num_copy_warps;
     p.boxes_log2 = log2_floor(p.boxes);
     p.group_shift = log2_floor(p.has_whole ? p.box_rows : c.block_n);
     const bool v_whole = p.has_whole && p.box_rows == kValueKeys;
-    p.v_part_bytes = (v_whole ? kValueKeys : c.block_n) * 128;
-    p.v_step_bytes = kValueKeys * 128 * (v_whole ? c.head_dim / kPartDims : 1);
+    p.v_part_step = (v_whole ? kValueKeys : c.block_n) * 128 / 16;
+    p.v_key_step = kValueKeys * (v_whole ? c.head_dim / kPartDims : 1) * 128 / 16;
     p.page_shift = paged && (a.page_size & (a.page_size - 1)) == 0 ? log2_floor(a.page_size) : -1;
     p.workspace = workspace_layout(c);
     p.max_items = max_items(c);

@@ -21,7 +21,7 @@ __device__ __forceinline__ void clean_values(const LaunchParams& p, uint8_t* sta
     for (int i = thread; i < C::kParts * C::kBlockN * 8; i += 128) {
         const int part = i / 8 / C::kBlockN, key = i / 8 % C::kBlockN;
         if (first_key + key >= w.key_begin && first_key + key < w.key_end) continue;
-        const uint32_t line = key / kValueKeys * p.v_step_bytes + part * p.v_part_bytes + key % kValueKeys * 128;
+        const uint32_t line = (key / kValueKeys * p.v_key_step + part * p.v_part_step) * 16 + key % kValueKeys * 128;
         *reinterpret_cast<uint4*>(stage + line + i % 8 * 16) = uint4{0, 0, 0, 0};
     }
     fence_async_proxy();
@@ -73,14 +73,14 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         return swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024);
     };
     auto v_descriptor = [&](int stage) {
-        return swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024, p.v_part_bytes);
+        return swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024, p.v_part_step * 16);
     };
     auto multiply_keys = [&](uint64_t q_desc, uint64_t k_desc) {  // s = q k^T
         wgmma_fence();
 #pragma unroll
         for (int kk = 0; kk < C::kDim / 16; ++kk)
-            wgmma_ss<T>(s, advance(q_desc, kk / 4 * C::kQPartBytes + kk % 4 * 32),
-                        advance(k_desc, kk / 4 * C::kKvPartBytes + kk % 4 * 32), kk > 0);
+            wgmma_ss<T>(s, advance(q_desc, kk / 4 * C::kQPartBytes / 16 + kk % 4 * 2),
+                        advance(k_desc, kk / 4 * C::kKvPartBytes / 16 + kk % 4 * 2), kk > 0);
         wgmma_commit();
     };
     auto multiply_values = [&](uint64_t v_desc) {  // o (+)= prob v
@@ -90,11 +90,14 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
             pin_registers(o[g]);
         wgmma_fence();
 #pragma unroll
-        for (int g = 0; g < kOutGroups; ++g)
+        for (int g = 0; g < kOutGroups; ++g) {
+            uint64_t at = advance(v_desc, g * 2 * p.v_part_step);
 #pragma unroll
-            for (int kk = 0; kk < C::kBlockN / 16; ++kk)
-                wgmma_rs<T>(o[g], prob + kk * 4, advance(v_desc, g * 2 * p.v_part_bytes + kk * p.v_step_bytes),
-                            kk > 0 || has_output);
+            for (int kk = 0; kk < C::kBlockN / 16; ++kk) {
+                wgmma_rs<T>(o[g], prob + kk * 4, at, kk > 0 || has_output);
+                at = advance(at, p.v_key_step);
+            }
+        }
         wgmma_commit();
         has_output = 1;
     };

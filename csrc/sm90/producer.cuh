@@ -1,6 +1,5 @@
-// The producers: one warp or two that keep the ring of K and V full. Each copies its share of the boxes of every block, a
-// box or two a lane. A block of one box takes one warp, with a loop of its own: a second would wait, and take issue slots and
-// power from the products.
+// The producers: one warp or two that keep the ring of K and V full. Each copies its share of the boxes of every block. A
+// block of one box takes one warp: a second would wait, and take issue slots and power from the products.
 #pragma once
 
 #include "device/barrier.cuh"
@@ -34,37 +33,41 @@ __device__ __forceinline__ BoxStart check_page(const LaunchParams& p, BoxStart s
     return start;
 }
 
-// A KV block as a warp copies it: lane first_lane + i holds the start of the warp's box i, and that of box i + 32.
-struct BlockSource {
-    BoxStart start[2];
-    int32_t first_lane;
-    int32_t num_keys;  // kOneBox: from its first to the last of the sequence
-    int32_t head_kv;
-};
-
-// kOneBox: a block is one box. Every instruction here counts: these warps take issue slots from the consumers, and between the
-// release of a stage and the copies into it the stream of keys waits for them.
-template <class C, bool kOneBox>
+// Copies K and V, as a warp. kBoxRows: keys of a box, a whole block or a page of so many tokens; 0: p.box_rows.
+// Every instruction here counts: these warps take issue slots from the consumers, and between the release of a stage and the
+// copies into it the stream of keys waits for them.
+template <class C, int kBoxRows>
 __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
+    constexpr bool kOneBox = kBoxRows == C::kBlockN, kAnyBoxes = kBoxRows == 0;
+    constexpr int kBoxes = kAnyBoxes ? 0 : max_of(C::kBlockN / max_of(kBoxRows, 1) / kMaxCopyWarps, 1);
     const int lane = lane_id();
     const bool leads = warp == 0;
     // Read again wherever they are used: registers are scarce.
-    auto boxes = [&] { return kOneBox ? 1 : p.boxes; };
-    auto boxes_log2 = [&] { return kOneBox ? 0 : p.boxes_log2; };
+    auto box_rows = [&] { return kAnyBoxes ? p.box_rows : kBoxRows; };
+    auto boxes = [&] { return kAnyBoxes ? p.boxes : kBoxes; };
+    auto boxes_log2 = [&] { return kAnyBoxes ? p.boxes_log2 : log2_floor(kBoxes); };
     const int first_box = warp << boxes_log2();
 
+    // This warp's share of a KV block.
+    struct Block {
+        BoxStart start[kAnyBoxes ? 2 : kBoxes];  // kAnyBoxes: of this lane's box, and of that 32 further on
+        int32_t my_box;                          // kAnyBoxes: this lane's, or a number outside of 0 to boxes
+        int32_t num_keys;                        // kOneBox: from its first to the last of the sequence
+        int32_t head_kv;                         // -1: no block
+    };
     RingPosition<C::kStages> kv;
     RingPosition<kItemSlots> slot;
-    // Of the task at hand:
+    // Of the blocks that are copied:
     bool decode = false;  // keys are read once: what is read again, as tables and plan, is to stay in the L2
     // One box of two parts is less work than two. But prefill's product with keys wants the parts of all of them one after the
     // other, and that with values takes kValueKeys at a time.
-    bool whole_keys = false, whole_values = false;
+    auto whole_keys = [&] { return p.has_whole && decode; };
+    auto whole_values = [&] { return p.has_whole && (decode || box_rows() == kValueKeys); };
 
-    // Copies this warp's share of a K or V block into the next stage.
-    auto copy = [&](const BlockSource& from, const CUtensorMap* map, const CUtensorMap* whole_map, bool whole) {
+    // Copies keys, or values, into the next stage.
+    auto copy = [&](const Block& from, const CUtensorMap* map, const CUtensorMap* whole_map, bool whole) {
         uint64_t* full = &sm.kv_full[kv.stage];
-        const uint32_t stage = smem_address(sm.kv[kv.stage]);
+        const uint32_t stage = smem_address(sm.kv[kv.stage]), box_bytes = box_rows() * 128 * (whole ? C::kParts : 1);
         const uint64_t policy = decode ? kEvictFirst : kEvictNormal;
         auto await_stage = [&] { mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity()); };
         auto load_whole = [&](uint32_t to, const BoxStart& start) {
@@ -78,8 +81,6 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
         };
         if constexpr (kOneBox) {
             BoxStart start = from.start[0];
-            start.page = warp_uniform(start.page, from.first_lane);
-            start.row = warp_uniform(start.row, from.first_lane);
             await_stage();
             if (from.num_keys >= C::kBlockN) {
                 if (elect_one()) {
@@ -92,18 +93,29 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
                 start.row += lane * kCutRows;
                 if (lane < cuts) load_parts(stage + lane * kCutRows * 128, start);
             }
-        } else {
-            // Each lane issues the boxes whose starts it holds.
-            const int mine = lane - from.first_lane;
-            const uint32_t to = stage + (first_box + mine) * p.box_rows * 128 * (whole ? C::kParts : 1);
-            auto load_box = [&](int k) {
-                const uint32_t box_to = to + k * 32 * p.box_rows * 128;
+        } else if constexpr (!kAnyBoxes) {
+            await_stage();
+            if (elect_one()) {
+                if (leads) mbarrier_arrive_expect_bytes(full, C::kStageBytes);  // of all warps
+                constexpr uint32_t kLine = kBoxRows * 128;                      // of a part of the box
                 if (whole)
-                    load_whole(box_to, from.start[k]);
+#pragma unroll
+                    for (int i = 0; i < kBoxes; ++i)
+                        load_whole(stage + (first_box + i) * kLine * C::kParts, from.start[i]);
                 else
-                    load_parts(box_to, from.start[k]);
+#pragma unroll
+                    for (int i = 0; i < kBoxes; ++i)
+                        load_parts(stage + (first_box + i) * kLine, from.start[i]);
+            }
+        } else {  // lanes issue the boxes whose starts they hold
+            const uint32_t to = stage + (first_box + from.my_box) * box_bytes;
+            const bool has_box = from.my_box >= 0 && from.my_box < boxes();
+            auto load_box = [&](int k) {
+                if (whole)
+                    load_whole(to + k * 32 * box_bytes, from.start[k]);
+                else
+                    load_parts(to + k * 32 * box_bytes, from.start[k]);
             };
-            const bool has_box = mine >= 0 && mine < boxes();
             await_stage();
             if (leads && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);  // of all warps
             if (has_box) load_box(0);
@@ -112,66 +124,71 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
         __syncwarp();
         kv.advance();
     };
-    // V lags one block behind K, which is the order in which the consumers need them: K0 K1 V0 K2 V1 ...
-    BlockSource late_v;
-    late_v.head_kv = -1;  // none
-    auto copy_late_v = [&] {
-        if (late_v.head_kv >= 0) copy(late_v, &p.v, &p.v_whole, whole_values);
-        late_v.head_kv = -1;
-    };
     constexpr int kLastBlocks = 3;  // of a task, while which the next one is taken
     auto tell_scheduler = [&] {
         if (leads && elect_one()) mbarrier_arrive(&sm.item_ends[slot.stage]);
     };
-    auto copy_item = [&](const Work& w) {
-        // The lanes read the block table for as many blocks as they can hold, one such group ahead of the copies: it may
-        // have to come from memory, which copies of its own make slow.
-        const int first_block = w.block_end - w.num_blocks, group = max_of(32 >> boxes_log2(), 1);
-        const int telling_block = first_block + min_of(kLastBlocks, w.num_blocks) - 1;
-        BoxStart now[2], next[2];
-        auto find_boxes = [&](int block) {
-            block -= lane >> boxes_log2();
-#pragma unroll
-            for (int k = 0; k < (kOneBox ? 1 : 2); ++k) {
-                const int box = (lane & (boxes() - 1)) + k * 32;
-                next[k] = block < first_block || box >= boxes()
-                              ? BoxStart{p.a.num_pages, -1}
-                              : find_box(p, w, block * C::kBlockN + (first_box + box) * p.box_rows);
-            }
-        };
-        find_boxes(w.block_end - 1);
-        int left = 0;  // blocks of `now`
-        for (int block = w.block_end - 1; block >= first_block; --block, --left) {
-            if (left == 0) {
-#pragma unroll
-                for (int k = 0; k < (kOneBox ? 1 : 2); ++k)
-                    now[k] = check_page(p, next[k]);
-                find_boxes(block - group);
-                left = group;
-            }
-            if (block == telling_block) tell_scheduler();
-            const BlockSource source{{now[0], now[1]},
-                                     (group - left) << boxes_log2(),
-                                     kOneBox ? w.key_end - block * C::kBlockN : 0,
-                                     w.head_kv};
-            copy(source, &p.k, &p.k_whole, whole_keys);
-            copy_late_v();
-            late_v = source;
-        }
-    };
+
+    Block late;  // whose values are still to be copied
+    late.head_kv = -1;
     for (;;) {
         mbarrier_wait(&sm.item_full[slot.stage], slot.full_parity());
         const Work& w = sm.work[slot.stage];
-        if (w.head_kv < 0) break;
-        if (!w.chained) copy_late_v();
-        decode = w.decode;
-        whole_keys = p.has_whole && decode;
-        whole_values = p.has_whole && (decode || p.box_rows == kValueKeys);
-        if (w.num_rows > 0 && w.num_blocks > 0)
-            copy_item(w);
-        else
-            tell_scheduler();
-        if (!w.chained) copy_late_v();
+        const bool exists = w.head_kv >= 0, joins = exists && w.chained;
+        const int num_blocks = exists && w.num_rows > 0 ? w.num_blocks : 0;
+        if (exists && num_blocks == 0) tell_scheduler();
+
+        // The lanes read the block table for as many blocks as they can hold, one such group ahead of the copies: it may
+        // have to come from memory, which copies of its own make slow.
+        constexpr int kBoxesOfLane = kAnyBoxes ? 2 : 1;
+        BoxStart now[kBoxesOfLane], next[kBoxesOfLane];
+        auto find_boxes = [&](int block) {
+            block -= lane >> boxes_log2();
+#pragma unroll
+            for (int k = 0; k < kBoxesOfLane; ++k) {
+                const int box = (lane & (boxes() - 1)) + k * 32;
+                next[k] = block < w.block_end - num_blocks || box >= boxes()
+                              ? BoxStart{p.a.num_pages, -1}
+                              : find_box(p, w, block * C::kBlockN + (first_box + box) * box_rows());
+            }
+        };
+        if (num_blocks > 0) find_boxes(w.block_end - 1);
+        int first_lane = 32;  // that holds a box of the block: none is left
+        // Values lag one block behind keys, which is the order in which the consumers need them: K0 K1 V0 K2 V1 ... A chain of
+        // tasks goes on like that; else the last values have a turn of their own, after the task's blocks or before them.
+        for (int turn = late.head_kv >= 0 && !joins ? -1 : 0; turn < num_blocks + !joins; ++turn) {
+            Block block;
+            block.head_kv = -1;
+            if (turn >= 0 && turn < num_blocks) {
+                if (turn == 0) decode = w.decode;
+                const int index = w.block_end - 1 - turn;
+                if (first_lane >= 32) {
+#pragma unroll
+                    for (int k = 0; k < kBoxesOfLane; ++k)
+                        now[k] = check_page(p, next[k]);
+                    find_boxes(index - max_of(32 >> boxes_log2(), 1));
+                    first_lane = 0;
+                }
+                if (turn == max_of(num_blocks - kLastBlocks, 0)) tell_scheduler();
+                block.head_kv = w.head_kv;
+                block.num_keys = w.key_end - index * C::kBlockN;
+                block.my_box = lane - first_lane;
+                if constexpr (kAnyBoxes) {
+                    block.start[0] = now[0], block.start[1] = now[1];
+                } else {
+#pragma unroll
+                    for (int i = 0; i < kBoxes; ++i) {
+                        block.start[i].page = warp_uniform(now[0].page, first_lane + i);
+                        block.start[i].row = kOneBox ? warp_uniform(now[0].row, first_lane) : 0;  // a box is a page
+                    }
+                }
+                first_lane += boxes();
+                copy(block, &p.k, &p.k_whole, whole_keys());
+            }
+            if (late.head_kv >= 0) copy(late, &p.v, &p.v_whole, whole_values());
+            late = block;
+        }
+        if (!exists) return;
         __syncwarp();
         if (lane == 0) {
             if (p.a.trace && leads) record(p.a, w.item_index, w.head_kv, kTraceLoad, w.begin_ns);
@@ -179,7 +196,6 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
         }
         slot.advance();
     }
-    copy_late_v();
 }
 
 }  // namespace varattn::sm90
