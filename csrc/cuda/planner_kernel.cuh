@@ -12,8 +12,8 @@
 
 namespace varattn::planner {
 
-constexpr int kFewTiles = 32, kFewWarps = kWriters;  // batches that every warp can plan for itself, and warps that do
-constexpr int kTargetWarps = 8;                      // a team, of which each tries a target
+constexpr int kFewWarps = kWriters;  // plan a batch of few tiles, each for itself
+constexpr int kTargetWarps = 8;      // a team, of which each tries a target
 static_assert(kNumWaveTargets <= kTargetWarps && kTargetWarps <= kFewWarps && kWarps % kTargetWarps == 0);
 
 template <bool kIsShared>  // where the lists are
@@ -89,10 +89,12 @@ private:
     __device__ void name_tiles(int32_t seq, int32_t first, const int32_t (&count)[kSeqsPerThread]) {
         constexpr int32_t kAlone = 16;
         const int32_t all = count[0] + count[1];
-        if (all <= kAlone)
+        if (all <= kAlone)  // in rotated order, against bank conflicts
 #pragma unroll 1
-            for (int32_t i = 0; i < all; ++i)
+            for (int32_t n = 0, i = min_of<int32_t>(threadIdx.x % 8, all - 1); n < all; ++n) {
                 lists_.tiles[first + i] = {static_cast<uint32_t>(seq + (i >= count[0])), 0};
+                i = i + 1 == all ? 0 : i + 1;
+            }
 #pragma unroll 1
         for (uint32_t shared = __ballot_sync(~0u, all > kAlone); shared != 0; shared &= shared - 1) {
             const int lane = __ffs(shared) - 1;
@@ -229,8 +231,8 @@ private:
 #pragma unroll
         for (int kind = 0; kind < 2; ++kind) {
             const bool wave = shares.may_be_wave[kind];
-            targets[kind] = wave ? wave_target(costs_, shares.fair_share[kind], kind, 0)
-                                 : queue_target(costs_, shares, kind);
+            targets[kind] =
+                wave ? wave_target(costs_, shares.fair_share[kind], kind, 0) : queue_target(costs_, shares, kind);
             may_split[kind] = c_.num_splits > 1 && totals_.tiles[kind] > 0 &&
                               item_cost(costs_, kind, totals_.most_blocks[kind]) > targets[kind];
             may_be_wave[kind] = wave && may_split[kind];
@@ -294,37 +296,73 @@ private:
         return item_cost(costs_, t.is_decode(), t.blocks_or_slot());
     }
 
-    // Hands out slots to split tiles, at each end. Since tiles without room count too, those with room come before those
-    // without.
+    // Hands out slots to split tiles, at each end, in order. Since tiles without room count too, those with room come before
+    // those without.
     __device__ void place_pieces(const int32_t (&targets)[2]) {
+        // Most batches split few tiles: a warp sees to these alone.
+#pragma unroll 1
+        for (int32_t t = threadIdx.x; t < lists_.num_tiles; t += kThreads) {
+            const PlannedTile tile = lists_.tiles[t];
+            if (cost_of(tile) <= (tile.is_decode() ? targets[1] : targets[0])) continue;
+            const uint32_t place = atomicAdd(&s_.sums.large_tiles, 1u);
+            if (place < kFewTiles) s_.large_tiles[place] = t;
+        }
+        __syncthreads();
+        const auto num_large = static_cast<int32_t>(s_.sums.large_tiles);
+        if (num_large <= kFewTiles) {
+            if (threadIdx.x < 32) place_few(targets, num_large);
+            return;
+        }
         int32_t before[2] = {};  // the chunk
 #pragma unroll 1
         for (int32_t chunk = 0; chunk < lists_.num_tiles; chunk += kThreads) {
             const int32_t t = chunk + threadIdx.x;
-            PlannedTile tile{};
-            bool decode = false;
-            int32_t its_segments = 0, splits = 1, slots = 0;
-            if (t < lists_.num_tiles) {
-                tile = lists_.tiles[t];
-                decode = tile.is_decode();
-                its_segments = segments(t, tile);
-                splits = splits_of(c_, cost_of(tile), its_segments, decode ? targets[1] : targets[0]);
-                if (splits > 1) slots = slots_of(c_, shape_, decode, splits, its_segments);
-            }
-            const int32_t counts[2] = {decode ? 0 : slots, decode ? slots : 0};
+            const Pieces p = t < lists_.num_tiles ? pieces_of(t, targets) : Pieces{};
+            const int32_t counts[2] = {p.decode ? 0 : p.slots, p.decode ? p.slots : 0};
             const auto sum = scan_.template exclusive<Sum>(counts);
-            const int32_t first_slot = decode ? before[1] + sum.before[1] : before[0] + sum.before[0];
+            if (p.slots > 0) place(t, p, p.decode ? before[1] + sum.before[1] : before[0] + sum.before[0]);
             before[0] += sum.total[0];
             before[1] += sum.total[1];
-            if (splits == 1 || first_slot + slots > shape_.max_slots[decode]) continue;
-            const int32_t largest = largest_piece(shape_, tile.blocks_or_slot(), its_segments, splits);
-            tile.set_key(order_key(costs_, decode, largest));
-            tile.set_pieces(first_slot, splits);
-            lists_.tiles[t] = tile;
-            const Range rows = rows_at(shape_, lists_.shapes[tile.seq()].q_len, t - lists_.first_tiles[tile.seq()]);
-            atomicAdd(&s_.header.num_split_tiles, 1);
-            atomicAdd(&s_.header.num_partial_rows, slots * (rows.end - rows.begin));
         }
+    }
+
+    // Those of s_.large_tiles, which are in no order, by a warp.
+    __device__ void place_few(const int32_t (&targets)[2], int32_t num_large) {
+        const int32_t lane = threadIdx.x, t = lane < num_large ? s_.large_tiles[lane] : 0;
+        const Pieces p = lane < num_large ? pieces_of(t, targets) : Pieces{};
+        int32_t first_slot = 0;
+#pragma unroll 1
+        for (int other = 0; other < num_large; ++other) {
+            const int32_t its_tile = __shfl_sync(~0u, t, other), its_slots = __shfl_sync(~0u, p.slots, other);
+            const bool its_decode = __shfl_sync(~0u, p.decode, other);
+            if (its_tile < t && its_decode == p.decode) first_slot += its_slots;
+        }
+        if (p.slots > 0) place(t, p, first_slot);
+    }
+
+    struct Pieces {
+        PlannedTile tile;
+        bool decode;
+        int32_t segments, splits, slots;  // no slots: the tile is not split
+    };
+    __device__ Pieces pieces_of(int32_t t, const int32_t (&targets)[2]) const {
+        Pieces p{};
+        p.tile = lists_.tiles[t];
+        p.decode = p.tile.is_decode();
+        p.segments = segments(t, p.tile);
+        p.splits = splits_of(c_, cost_of(p.tile), p.segments, p.decode ? targets[1] : targets[0]);
+        if (p.splits > 1) p.slots = slots_of(c_, shape_, p.decode, p.splits, p.segments);
+        return p;
+    }
+    __device__ void place(int32_t t, Pieces p, int32_t first_slot) {
+        if (first_slot + p.slots > shape_.max_slots[p.decode]) return;
+        const int32_t largest = largest_piece(shape_, p.tile.blocks_or_slot(), p.segments, p.splits);
+        p.tile.set_key(order_key(costs_, p.decode, largest));
+        p.tile.set_pieces(first_slot, p.splits);
+        lists_.tiles[t] = p.tile;
+        const Range rows = rows_at(shape_, lists_.shapes[p.tile.seq()].q_len, t - lists_.first_tiles[p.tile.seq()]);
+        atomicAdd(&s_.header.num_split_tiles, 1);
+        atomicAdd(&s_.header.num_partial_rows, p.slots * (rows.end - rows.begin));
     }
 
     // Sorts tiles, as many as counters take at a time. If that is not all, they are counted first. Tiles in shared memory

@@ -48,12 +48,14 @@ inline int32_t num_ctas(const PlanConfig& c) {
 }
 
 constexpr int kItemParts = sizeof(WorkItem) / sizeof(uint4);
-constexpr int kWriters = 8;  // warps of a CTA that write items
+constexpr int kWriters = 8;    // warps of a CTA that write items
+constexpr int kFewTiles = 32;  // which a warp can hold, a tile a thread
 
 // Added up by all warps.
 struct Sums {
     uint32_t blocks[2], decodes, most_blocks[2];  // of all tiles: see Totals
     int32_t wave_pieces[2][kNumWaveTargets];      // pieces that each target would make
+    uint32_t large_tiles;                         // tiles that cost more than their target
 };
 
 struct SharedMemory {
@@ -69,6 +71,7 @@ struct SharedMemory {
     int32_t next_item[kNumOrderKeys], keys_items[kNumOrderKeys / 32];
     BlockScan<kWarps>::Buffer scan;
     Sums sums;
+    int32_t large_tiles[kFewTiles];
     alignas(16) PlanHeader header;  // written 16 bytes at a time
 };
 static_assert(sizeof(SharedMemory) <= 98 * 1024, "compute capability 8.6 has 99 KiB for a CTA");
