@@ -10,18 +10,20 @@ namespace varattn::planner {
 // A warp's 32 tiles, whose items it writes.
 struct TileGroup {
     int32_t first;
-    PlannedTile tile;        // this thread's
-    int32_t end, num_items;  // items up to the end of this thread's tile; all of them
-    bool whole;              // every tile
+    PlannedTile tile;          // this thread's
+    int32_t begin, num_items;  // items before this thread's tile; all of them
+    bool whole;                // every tile
 };
 
 __device__ inline TileGroup tile_group(int32_t first, int32_t count, const PlannedTile& tile) {
     const int lane = threadIdx.x % 32;
-    const int32_t splits = lane < count ? tile.num_splits() : 0;
-    TileGroup g{first, tile, lane + 1, count, !__any_sync(~0u, splits > 1)};
-    if (!g.whole) {
-        g.end = warp_inclusive<Sum>(splits, lane);
-        g.num_items = __shfl_sync(~0u, g.end, 31);
+    const int32_t more = lane < count ? tile.num_splits() - 1 : 0;  // than one item
+    const uint32_t most = __reduce_max_sync(~0u, static_cast<uint32_t>(more));
+    TileGroup g{first, tile, lane, count, most == 0};
+    for (int bit = 0; most >> bit != 0; ++bit) {
+        const uint32_t has_bit = __ballot_sync(~0u, more >> bit & 1);
+        g.begin += __popc(has_bit & ((1u << lane) - 1)) << bit;
+        g.num_items += __popc(has_bit) << bit;
     }
     return g;
 }
@@ -30,6 +32,10 @@ __device__ inline TileGroup tile_group(int32_t first, int32_t count, const Plann
 struct StagedItem {
     int32_t owner = 0, split = 0;
     bool exists = false, any = false;
+};
+struct StagedAhead {
+    TileGroup group;
+    StagedItem items;
 };
 
 __device__ inline PlannedTile shuffle(const PlannedTile& tile, int lane) {
@@ -56,32 +62,32 @@ public:
         if (units.has(writer_)) write(tile_group(0, units.num_tiles, tile), position, units, writer_, {});
     }
 
-    // The first items of this warp among sorted tiles, whose positions are not known yet.
-    __device__ StagedItem stage_ahead(int32_t first, int32_t num_tiles) {
+    // The first tiles of this warp among sorted ones, and their first items. Their positions are not known yet.
+    __device__ StagedAhead stage_ahead(int32_t first, int32_t num_tiles) {
         const Units units = units_of(num_tiles);
-        const int32_t item = units.first_item(writer_);
         if (!units.has(writer_)) return {};
-        const TileGroup g = sorted_group(first, units, units.group(writer_));
-        if (item - static_cast<int32_t>(threadIdx.x % 32) >= g.num_items) return {};
-        return stage(g, item);
+        const int32_t item = units.first_item(writer_);
+        StagedAhead ahead{sorted_group(first, units, units.group(writer_)), {}};
+        if (item - static_cast<int32_t>(threadIdx.x % 32) < ahead.group.num_items)
+            ahead.items = stage(ahead.group, item);
+        return ahead;
     }
 
     // Sorted tiles, from the first on.
-    __device__ void write_sorted(int32_t first, int32_t num_tiles, StagedItem staged) {
+    __device__ void write_sorted(int32_t first, int32_t num_tiles, const StagedAhead& ahead) {
         const Units units = units_of(num_tiles);
         const int32_t rounds = ItemCounts::num_rounds(num_tiles), lane = threadIdx.x % 32;
 #pragma unroll 1
         for (int32_t unit = writer_; units.has(unit); unit += num_writers_) {
             const int32_t group = units.group(unit), i = group * 32 + lane;
-            const TileGroup g = sorted_group(first, units, group);
+            const TileGroup g = unit == writer_ ? ahead.group : sorted_group(first, units, group);
             int32_t position = 0;
             if (i < num_tiles) {
                 const int32_t warp = rounds == 1 ? group : group / rounds, key = g.tile.key();
                 position = keys_items_before(s_, key) + s_.next_item[key] + s_.counts.of_warp[key][warp] +
                            s_.counts.earlier[i];
             }
-            write(g, position, units, unit, staged);
-            staged = {};
+            write(g, position, units, unit, unit == writer_ ? ahead.items : StagedItem{});
         }
     }
 
@@ -125,12 +131,11 @@ private:
         StagedItem staged{lane, 0, item < g.num_items, true};
         PlannedTile tile = g.tile;
         if (!g.whole) {
-            staged.owner = 0;  // the first lane whose end is past the item
-#pragma unroll 1
-            for (int step = 16; step > 0; step /= 2)
-                if (__shfl_sync(~0u, g.end, staged.owner + step - 1) <= item) staged.owner += step;
+            const int32_t begin = g.begin - (item - lane);  // among the 32 items
+            const uint32_t here = begin > 0 && begin < 32 ? 1u << begin : 0, all_here = __reduce_add_sync(~0u, here);
+            staged.owner = __popc(__ballot_sync(~0u, begin <= 0)) - 1 + __popc(all_here & ((2u << lane) - 1));
             tile = shuffle(g.tile, staged.owner);
-            staged.split = item - __shfl_sync(~0u, g.end - g.tile.num_splits(), staged.owner);
+            staged.split = item - __shfl_sync(~0u, g.begin, staged.owner);
         }
         if (staged.exists) {
             const SequenceShape seq = lists_.shapes[tile.seq()];

@@ -183,7 +183,7 @@ private:
             pieces[0] = exists && !decode ? n : 0;
             pieces[1] = exists && decode ? n : 0;
         };
-        if (choose_targets(targets, count_pieces)) {
+        if (choose_targets(share_ctas(c_, shape_, costs_, totals_), targets, count_pieces)) {
             splits = splits_of(c_, cost, its_segments, decode ? targets[1] : targets[0]);
             const int32_t slots = splits > 1 ? slots_of(c_, shape_, decode, splits, its_segments) : 0;
             const int32_t ends[2] = {warp_inclusive<Sum>(decode ? 0 : slots, lane),
@@ -221,11 +221,10 @@ private:
         return tile_at(c_, shape_, seq.q_len, seq.kv_len, t - lists_.first_tiles[tile.seq()]);
     }
 
-    // Shares of the CTAs, and the most cost of a piece at each end. False if no tile has more. `count_pieces` counts those that
-    // targets for prefills and decodes would make of this thread's tiles.
+    // The most cost of a piece at each end. False if no tile has more. `count_pieces` counts those that targets for prefills and
+    // decodes would make of this thread's tiles.
     template <class CountPieces>
-    __device__ bool choose_targets(int32_t (&targets)[2], const CountPieces& count_pieces) {
-        const Shares shares = share_ctas(c_, shape_, costs_, totals_);
+    __device__ bool choose_targets(const Shares& shares, int32_t (&targets)[2], const CountPieces& count_pieces) {
         front_ctas_ = shares.front_ctas;
         bool may_split[2], may_be_wave[2];
 #pragma unroll
@@ -282,7 +281,12 @@ private:
             }
         };
         if (c_.num_splits == 1 || surely_whole(c_, costs_, totals_)) return;
-        if (!choose_targets(targets, count_pieces)) return;
+        if (threadIdx.x < 32) {  // all warps at once would take turns at its many instructions
+            const Shares shares = share_ctas(c_, shape_, costs_, totals_);
+            if (threadIdx.x == 0) s_.shares = shares;
+        }
+        __syncthreads();
+        if (!choose_targets(s_.shares, targets, count_pieces)) return;
         place_pieces(targets);
         __syncthreads();
     }
@@ -380,7 +384,8 @@ private:
         for (int32_t first = 0; first < lists_.num_tiles; first += kSortedTiles) {
             const Range sorted = sorted_from(first);
             const int32_t here = count_items(sorted), num_tiles = sorted.end - sorted.begin;
-            const StagedItem staged = warp >= kFirstOfTeam ? writer.stage_ahead(sorted.begin, num_tiles) : StagedItem{};
+            const StagedAhead ahead =
+                warp >= kFirstOfTeam ? writer.stage_ahead(sorted.begin, num_tiles) : StagedAhead{};
             if (threadIdx.x < kNumOrderKeys) {
                 if (first == 0) {
                     const int32_t before = kIsShared ? s_.counts.elsewhere[0][threadIdx.x] : 0,
@@ -397,7 +402,7 @@ private:
             if (front_ctas_ < 0 && blockIdx.x == 0 && warp == 0)
                 front_ctas_ = share_ctas(c_, shape_, costs_, totals_).front_ctas;
             __syncthreads();
-            if (warp >= kFirstOfTeam) writer.write_sorted(sorted.begin, num_tiles, staged);
+            if (warp >= kFirstOfTeam) writer.write_sorted(sorted.begin, num_tiles, ahead);
             if (!kIsShared) __syncthreads();
         }
         if (warp == 0) {

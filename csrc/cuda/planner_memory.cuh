@@ -71,6 +71,7 @@ struct SharedMemory {
     int32_t next_item[kNumOrderKeys], keys_items[kNumOrderKeys / 32];
     BlockScan<kWarps>::Buffer scan;
     Sums sums;
+    Shares shares;
     int32_t large_tiles[kFewTiles];
     alignas(16) PlanHeader header;  // written 16 bytes at a time
 };
