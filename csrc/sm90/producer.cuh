@@ -50,10 +50,11 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
 
     // This warp's share of a KV block.
     struct Block {
-        BoxStart start[kAnyBoxes ? 2 : kBoxes];  // kAnyBoxes: of this lane's box, and of that 32 further on
-        int32_t my_box;                          // kAnyBoxes: this lane's, or a number outside of 0 to boxes
-        int32_t num_keys;                        // kOneBox: from its first to the last of the sequence
-        int32_t head_kv;                         // -1: no block
+        // kOneBox, and decodes of small pages: of each box. Else of this lane's box; kAnyBoxes: and of that 32 further on.
+        BoxStart start[kAnyBoxes ? 2 : kBoxes];
+        int32_t my_box;    // which this lane's is; it has none if outside of 0 to boxes
+        int32_t num_keys;  // kOneBox: from its first to the last of the sequence
+        int32_t head_kv;   // -1: no block
     };
     RingPosition<C::kStages> kv;
     RingPosition<kItemSlots> slot;
@@ -67,7 +68,7 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
     // Copies keys, or values, into the next stage.
     auto copy = [&](const Block& from, const CUtensorMap* map, const CUtensorMap* whole_map, bool whole) {
         uint64_t* full = &sm.kv_full[kv.stage];
-        const uint32_t stage = smem_address(sm.kv[kv.stage]), box_bytes = box_rows() * 128 * (whole ? C::kParts : 1);
+        const uint32_t stage = smem_address(sm.kv[kv.stage]);
         const uint64_t policy = decode ? kEvictFirst : kEvictNormal;
         auto await_stage = [&] { mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity()); };
         auto load_whole = [&](uint32_t to, const BoxStart& start) {
@@ -93,21 +94,22 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
                 start.row += lane * kCutRows;
                 if (lane < cuts) load_parts(stage + lane * kCutRows * 128, start);
             }
-        } else if constexpr (!kAnyBoxes) {
+        } else if (!kAnyBoxes && decode) {  // at once: the stream of keys waits for them
             await_stage();
             if (elect_one()) {
                 if (leads) mbarrier_arrive_expect_bytes(full, C::kStageBytes);  // of all warps
-                constexpr uint32_t kLine = kBoxRows * 128;                      // of a part of the box
+                constexpr uint32_t kPartBytes = kBoxRows * 128;
                 if (whole)
 #pragma unroll
                     for (int i = 0; i < kBoxes; ++i)
-                        load_whole(stage + (first_box + i) * kLine * C::kParts, from.start[i]);
+                        load_whole(stage + (first_box + i) * kPartBytes * C::kParts, from.start[i]);
                 else
 #pragma unroll
                     for (int i = 0; i < kBoxes; ++i)
-                        load_parts(stage + (first_box + i) * kLine, from.start[i]);
+                        load_parts(stage + (first_box + i) * kPartBytes, from.start[i]);
             }
-        } else {  // lanes issue the boxes whose starts they hold
+        } else {  // lanes issue the boxes whose starts they hold, one after the other: at once, they would slow products down
+            const uint32_t box_bytes = box_rows() * 128 * (whole ? C::kParts : 1);
             const uint32_t to = stage + (first_box + from.my_box) * box_bytes;
             const bool has_box = from.my_box >= 0 && from.my_box < boxes();
             auto load_box = [&](int k) {
@@ -119,7 +121,7 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
             await_stage();
             if (leads && elect_one()) mbarrier_arrive_expect_bytes(full, C::kStageBytes);  // of all warps
             if (has_box) load_box(0);
-            if (boxes() > 32) load_box(1);
+            if (kAnyBoxes && boxes() > 32) load_box(1);
         }
         __syncwarp();
         kv.advance();
@@ -175,12 +177,14 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
                 block.my_box = lane - first_lane;
                 if constexpr (kAnyBoxes) {
                     block.start[0] = now[0], block.start[1] = now[1];
-                } else {
+                } else if (kOneBox || decode) {
 #pragma unroll
                     for (int i = 0; i < kBoxes; ++i) {
                         block.start[i].page = warp_uniform(now[0].page, first_lane + i);
                         block.start[i].row = kOneBox ? warp_uniform(now[0].row, first_lane) : 0;  // a box is a page
                     }
+                } else {
+                    block.start[0] = {now[0].page, 0};
                 }
                 first_lane += boxes();
                 copy(block, &p.k, &p.k_whole, whole_keys());
