@@ -1,5 +1,5 @@
 // The producers: one warp or two that keep the ring of K and V full. Each copies its share of the boxes of every block. A
-// block of one box takes one warp: a second would wait, and take issue slots and power from the products.
+// block of one box takes one warp.
 #pragma once
 
 #include "device/barrier.cuh"
@@ -34,8 +34,7 @@ __device__ __forceinline__ BoxStart check_page(const LaunchParams& p, BoxStart s
 }
 
 // Copies K and V, as a warp. kBoxRows: keys of a box, a whole block or a page of so many tokens; 0: p.box_rows.
-// Every instruction here counts: these warps take issue slots from the consumers, and between the release of a stage and the
-// copies into it the stream of keys waits for them.
+// Between the release of a stage and the copies into it the stream of keys waits: what can be done before it, is.
 template <class C, int kBoxRows>
 __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
     constexpr bool kOneBox = kBoxRows == C::kBlockN, kAnyBoxes = kBoxRows == 0;
@@ -108,7 +107,7 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
                     for (int i = 0; i < kBoxes; ++i)
                         load_parts(stage + (first_box + i) * kPartBytes, from.start[i]);
             }
-        } else {  // lanes issue the boxes whose starts they hold, one after the other: at once, they would slow products down
+        } else {  // lanes issue the boxes whose starts they hold, one after the other: at once, they slow prefill's products down
             const uint32_t box_bytes = box_rows() * 128 * (whole ? C::kParts : 1);
             const uint32_t to = stage + (first_box + from.my_box) * box_bytes;
             const bool has_box = from.my_box >= 0 && from.my_box < boxes();
