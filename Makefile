@@ -1,7 +1,7 @@
 # make demo | test        on a fresh machine: virtual environment, PyTorch, build, run
 # make build | dev        build; rebuild what changed
 # make resources          write tests/cpp/resources.txt again: registers, spills, shared memory of the Hopper instances
-# make test-gpu | sanitize | bench | bench-trace
+# make test-gpu | sanitize | bench | bench-trace | bench-sweep
 #                         from a built tree, under any Python that has PyTorch (PYTHON=...); ARGS="--fa3 ..."
 #
 # TORCH=torch==2.11.0 takes another PyTorch, VENV=... another directory, VARATTN_CUDA=OFF leaves the CUDA part out.
@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/installed-$(TORCH)
 # cmake and ninja come from the environment, whatever the machine has.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test build dev resources test-gpu sanitize bench bench-trace clean
+.PHONY: demo test build dev resources test-gpu sanitize bench bench-trace bench-sweep clean
 
 demo: build
 	$(VENV_PYTHON) -m varattn demo
@@ -59,6 +59,9 @@ bench:
 
 bench-trace:
 	PYTHONPATH=python $(PYTHON) benchmarks/trace_bench.py $(ARGS)
+
+bench-sweep:
+	PYTHONPATH=python $(PYTHON) benchmarks/sweep.py $(ARGS)
 
 clean:
 	rm -rf build python/varattn/*.so python/*.egg-info

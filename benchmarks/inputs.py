@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -70,6 +72,19 @@ class StepInputs:
         num_copies = max(1, min(MAX_COPIES, -(-COLD_BYTES // step.kv_bytes))) if device.type == "cuda" else 2
         self.caches = [(k, v)] + [(k.clone(), v.clone()) for _ in range(num_copies - 1)]
 
+    def part(self, first: int, end: int) -> StepInputs:
+        """Some of the sequences, in the same tensors. Of pages alone."""
+        assert self.block_table is not None
+        part = copy.copy(self)
+        part.step = replace(self.step, lengths=self.step.lengths[first:end])
+        part.q_offsets = [offset - self.q_offsets[first] for offset in self.q_offsets[first : end + 1]]
+        part.q = self.q[self.q_offsets[first] : self.q_offsets[end]]
+        part.cu_seqlens_q = torch.tensor(part.q_offsets, dtype=torch.int32, device=self.device)
+        part.seqused_k, part.block_table = self.seqused_k[first:end], self.block_table[first:end]
+        part.max_q = max(q for q, _ in part.step.lengths)
+        part.max_k = max(k for _, k in part.step.lengths)
+        return part
+
     def packed_kv(self, seq: int, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
         k, v = self.caches[0]
         if self.block_table is None:
@@ -90,7 +105,9 @@ class StepInputs:
             for first in {0, q_len - rows, self._rng.randint(0, q_len - rows)}:
                 window = slice(self.q_offsets[seq] + first, self.q_offsets[seq] + first + rows)
                 num_keys = kv_len - q_len + first + rows if self.step.causal else kv_len
-                want = reference(self.q[window], *self.packed_kv(seq, num_keys), self.step.causal)
+                first_key = 0 if self.step.window is None else max(0, num_keys - rows - self.step.window)
+                k, v = self.packed_kv(seq, num_keys)
+                want = reference(self.q[window], k[first_key:], v[first_key:], self.step.causal, self.step.window)
                 error = (out[window].double() - want).norm(dim=-1) / want.norm(dim=-1)
                 worst = max(worst, float(error.max()))
                 if not worst <= ROW_TOLERANCE[self.dtype] and not wrong:
@@ -105,12 +122,17 @@ class StepInputs:
         return sorted(ends) + self._rng.sample(others, min(len(others), MAX_CHECKED_SEQS - len(ends)))
 
 
-def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
-    """Attention in float64, of few rows: q is (rows, Hq, D), K and V (keys, Hkv, D); the last row sees every key."""
+def reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, window: int | None = None
+) -> torch.Tensor:
+    """Attention in float64, of few rows: q is (rows, Hq, D), K and V (keys, Hkv, D); the last row sees every key, or those of
+    its window."""
     rows, keys = q.shape[0], k.shape[0]
     grouped = q.double().unflatten(1, (k.shape[1], -1))  # (rows, Hkv, G, D)
     scores = torch.einsum("rhgd,khd->hgrk", grouped, k.double()) / q.shape[2] ** 0.5
     if causal:
         mask = torch.ones(rows, keys, dtype=torch.bool, device=q.device).tril(keys - rows)
+        if window is not None:
+            mask = mask.triu(keys - rows - window)
         scores.masked_fill_(~mask, -torch.inf)
     return torch.einsum("hgrk,khd->rhgd", scores.softmax(-1), v.double()).flatten(1, 2)

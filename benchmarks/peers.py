@@ -10,6 +10,7 @@ import torch
 from inputs import StepInputs
 
 SPLITS_BOUND = 32  # what vLLM fixes when it captures a graph
+TWO_LAUNCHES = "two launches of FA3"
 
 
 class Fa3:
@@ -103,3 +104,22 @@ class Fa3:
             "FA3 plan": lambda: way(0, planned=True),
             f"FA3 plan {SPLITS_BOUND}": lambda: way(SPLITS_BOUND, planned=True),
         }
+
+    def two_launches(self, x: StepInputs, out: torch.Tensor) -> dict[str, Callable[[], Callable[[int], None]]]:
+        """Its ways to run a mixed step of pages as two launches, of prefills and of decodes, each planned alone."""
+        lengths = x.step.lengths
+        cut = next((i for i in range(1, len(lengths)) if (lengths[i][0] == 1) != (lengths[0][0] == 1)), 0)
+        if cut == 0 or any((q == 1) != (lengths[-1][0] == 1) for q, _ in lengths[cut:]) or not x.step.page_size:
+            return {}
+        parts = [(x.part(0, cut), out[: x.q_offsets[cut]]), (x.part(cut, len(lengths)), out[x.q_offsets[cut] :])]
+
+        def way(num_splits: int) -> Callable[[int], None]:
+            plans = [self.plan(part, num_splits) for part, _ in parts]
+
+            def attend(copy: int) -> None:
+                for (part, rows), plan in zip(parts, plans, strict=True):
+                    self.attend(part, copy, rows, plan, num_splits)
+
+            return attend
+
+        return {TWO_LAUNCHES: lambda: way(0), f"{TWO_LAUNCHES}, {SPLITS_BOUND}": lambda: way(SPLITS_BOUND)}

@@ -37,6 +37,7 @@ class BenchStep:
     causal: bool = True
     dtype: str = "bfloat16"
     sms: int | None = None  # SMs that both sides may use; None: all
+    window: int | None = None  # of a causal step: keys before a query's own that it sees; None: all
 
     @property
     def title(self) -> str:
@@ -58,7 +59,7 @@ class BenchStep:
     @property
     def flops(self) -> int:
         """Of both products, visible (query, key) pairs only."""
-        pairs = sum(visible_pairs(q, k) if self.causal else q * k for q, k in self.lengths)
+        pairs = sum(visible_pairs(q, k, self.window) if self.causal else q * k for q, k in self.lengths)
         return 4 * pairs * self.heads.q * self.heads.dim
 
     @property
@@ -68,7 +69,8 @@ class BenchStep:
     @property
     def bytes(self) -> int:
         """The least that must move: q, K and V read once, out written once."""
-        kv = 2 * sum(k for q, k in self.lengths if q > 0) * self.heads.kv * self.heads.dim
+        seen = sum(min(k, q + (k if self.window is None else self.window)) for q, k in self.lengths if q > 0)
+        kv = 2 * seen * self.heads.kv * self.heads.dim
         return (2 * self.total_q * self.heads.q * self.heads.dim + kv) * self._element_bytes
 
     @property
@@ -82,11 +84,14 @@ class BenchStep:
         return replace(self, lengths=few)
 
 
-def visible_pairs(q_len: int, kv_len: int) -> int:
-    """(query, key) pairs under a causal mask: the last query sees every key."""
-    if q_len <= kv_len:
-        return q_len * (kv_len - q_len) + q_len * (q_len + 1) // 2
-    return kv_len * (kv_len + 1) // 2
+def visible_pairs(q_len: int, kv_len: int, window: int | None = None) -> int:
+    """(query, key) pairs under a causal mask: the last query sees every key, or those of its window."""
+
+    def triangle(n: int) -> int:
+        return n * (n + 1) // 2 if n > 0 else 0
+
+    hidden = 0 if window is None else triangle(kv_len - 1 - window) - triangle(kv_len - q_len - 1 - window)
+    return triangle(kv_len) - triangle(kv_len - q_len) - hidden
 
 
 def ragged(count: int, low: int, high: int, seed: int, skew: float = 1.0) -> list[int]:

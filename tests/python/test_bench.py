@@ -42,6 +42,13 @@ def test_flops_count_visible_pairs():
     step = BenchStep("a step", "mixed", lengths, Heads(4, 2, 16))
     assert step.flops == 4 * pairs * 4 * 16
     assert step.bytes == 2 * (2 * step.total_q * 64 + 2 * sum(k for q, k in lengths if q) * 32)
+    for window in (0, 3, 30, 100):
+        keys = [[range(max(0, k - q + i - window), k - q + i + 1) for i in range(q)] for q, k in lengths]
+        step = replace(step, window=window)
+        assert step.flops == 4 * sum(len(seen) for rows in keys for seen in rows) * 4 * 16
+        # Of keys, the rows that any query sees, or would if the sequence were longer than its queries.
+        kv = sum(min(k, q + window) for q, k in lengths if q)
+        assert step.bytes == 2 * (2 * step.total_q * 64 + 2 * kv * 32)
 
 
 def test_titles_are_unique_and_ragged_lengths_are_fixed():
@@ -126,19 +133,26 @@ def test_steps_are_those_that_figures_are_quoted_for():
         assert step.flops == pytest.approx(case.flops(), rel=1e-9)
 
 
+def attend(x) -> torch.Tensor:
+    """The right output of a step."""
+    from inputs import reference
+
+    rows = [
+        reference(x.q[x.q_offsets[i] : x.q_offsets[i + 1]], *x.packed_kv(i, k), True, x.step.window)
+        for i, (_, k) in enumerate(x.step.lengths)
+    ]
+    return torch.cat(rows).to(x.dtype)
+
+
+@pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("page_size", [0, 16])
-def test_check_finds_a_wrong_output(page_size, seed):
-    from inputs import StepInputs, reference
+def test_check_finds_a_wrong_output(page_size, window, seed):
+    from inputs import StepInputs
     from steps import BenchStep, Heads
 
-    step = BenchStep("a step", "mixed", ((5, 40), (1, 70), (30, 30)), Heads(4, 2, 16), page_size)
+    step = BenchStep("a step", "mixed", ((5, 40), (1, 70), (30, 30)), Heads(4, 2, 16), page_size, window=window)
     x = StepInputs(step, torch.device("cpu"), seed)
-    out = torch.cat(
-        [
-            reference(x.q[x.q_offsets[i] : x.q_offsets[i + 1]], *x.packed_kv(i, k), causal=True)
-            for i, (_, k) in enumerate(step.lengths)
-        ]
-    ).to(x.dtype)
+    out = attend(x)
     error, wrong = x.check(out)
     assert not wrong and error < 0.01
     bad = out.clone()
@@ -146,6 +160,44 @@ def test_check_finds_a_wrong_output(page_size, seed):
     assert "sequence 1, token 0" in x.check(bad)[1]
     bad[-1, 0, 0] = torch.nan
     assert "not finite" in x.check(bad)[1]
+    if window is not None:
+        x.step = replace(step, window=None)
+        assert "relative error" in x.check(out)[1]
+
+
+@pytest.mark.parametrize("lengths", [((1, 50), (1, 9), (8, 20), (30, 30)), ((8, 20), (30, 30), (1, 50))])
+def test_a_step_in_two_launches(lengths, seed):
+    from inputs import StepInputs
+    from peers import Fa3
+    from steps import BenchStep, Heads
+
+    class Peer(Fa3):
+        def __init__(self):
+            self.seen = []
+
+        def plan(self, x, num_splits=0, sm_margin=0):
+            return tuple(x.step.lengths), num_splits
+
+        def attend(self, x, copy, out, plan=None, num_splits=0, sm_margin=0):
+            assert plan == (tuple(x.step.lengths), num_splits)
+            assert x.cu_seqlens_q.tolist() == x.q_offsets and x.q_offsets[-1] == len(x.q) == len(out)
+            assert (x.seqused_k.tolist(), len(x.block_table)) == ([k for _, k in x.step.lengths], len(x.step.lengths))
+            assert x.max_q == max(q for q, _ in x.step.lengths) and x.max_k == max(k for _, k in x.step.lengths)
+            self.seen.append(sorted({q > 1 for q, _ in x.step.lengths}))
+            out.copy_(attend(x))
+
+    x = StepInputs(BenchStep("a step", "mixed", lengths, Heads(4, 2, 16)), torch.device("cpu"), seed)
+    ways = Peer().two_launches(x, torch.empty_like(x.q))
+    assert len(ways) == 2
+    peer, out = Peer(), torch.full_like(x.q, torch.nan)
+    for make in peer.two_launches(x, out).values():
+        out.fill_(torch.nan)
+        peer.seen.clear()
+        make()(0)
+        assert sorted(peer.seen) == [[False], [True]]
+        assert not x.check(out)[1]
+    alike = BenchStep("a step", "decode", ((1, 50), (1, 9)), Heads(4, 2, 16))
+    assert not peer.two_launches(StepInputs(alike, torch.device("cpu"), seed), out), "nothing to part"
 
 
 @pytest.mark.skipif(not varattn.is_supported("cpu"), reason="the varattn library is not built")
@@ -180,6 +232,32 @@ def test_dry_run_of_the_traces(tmp_path):
         assert trace["figures"]["one graph over planned alone"]["value"] > 0
         assert all(step["problems"] == [] and len(step["times"]) == 5 for step in trace["steps"])
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not varattn.is_supported("cpu"), reason="the varattn library is not built")
+@pytest.mark.parametrize(("only", "count"), [("splits", 2), ("window", 3)])
+def test_dry_run_of_a_sweep(only, count, tmp_path):
+    options = ["--only", only, "--every", "80", "--json", tmp_path / "out.json"]
+    command = [sys.executable, BENCHMARKS / "sweep.py", "--device", "cpu", *options]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweeps = json.loads((tmp_path / "out.json").read_text())["sweeps"]
+    assert list(sweeps) == [only] and len(sweeps[only]) == count
+    assert all(p["quality"] == pytest.approx(p["reference_us"] / p["us"]) for p in sweeps[only])
+
+
+def test_what_a_sweep_is_held_to():
+    from sweep import Point, Sweep
+
+    def words(sweep, *qualities):
+        return sweep.verdict([Point("a step", 1.0, q, "another", q) for q in qualities])
+
+    all_of_it = Sweep("a sweep", iter, least=0.85)
+    assert words(all_of_it, 0.9, 0.85).endswith("met") and words(all_of_it, 0.9, 0.84).endswith("MISSED")
+    most_of_it = Sweep("a sweep", iter, least=0.9, share=0.5, least_of_all=0.75)
+    assert words(most_of_it, 0.95, 0.75).endswith("met")
+    assert words(most_of_it, 0.95, 0.74).endswith("MISSED")
+    assert words(most_of_it, 0.95, 0.8, 0.8).endswith("MISSED")
 
 
 def test_figures_of_a_trace():

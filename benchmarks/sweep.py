@@ -1,0 +1,211 @@
+"""Decodes whose cost should follow from the bytes that they read: `python benchmarks/sweep.py --help`.
+
+- splits: the plan's number of splits against the best bound on it, and FA3's best fixed number with --fa3, over batch
+  sizes, KV heads and lengths;
+- tokens: four tokens a sequence against one;
+- window: a window of 128 at 128k keys against the same at 1k;
+- heads: the KV bandwidth at a group size against that at a group of 8.
+
+Outputs are checked against float64 before they are timed. `--device cpu` is a dry run of tiny steps, without times.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench import OurCalls, Settings, describe
+from inputs import StepInputs
+from peers import Fa3
+from steps import BenchStep, Heads, decodes
+from timing import captured, measure_rates, time_alternating
+
+MAX_KV_BYTES = 16e9
+SPLIT_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A step's quality, 1 for the best: its reference is another step, or the same run in another way."""
+
+    name: str
+    us: float
+    reference_us: float
+    reference: str
+    quality: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    name: str
+    run: Callable[[Runner], Iterator[Point]]
+    least: float  # quality, of a share of the points
+    share: float = 1.0
+    least_of_all: float = 0.0
+
+    def verdict(self, points: list[Point]) -> str:
+        good = sum(round(p.quality, 2) >= self.least for p in points) / len(points)
+        worst = min(p.quality for p in points)
+        met = good >= self.share and round(worst, 2) >= self.least_of_all
+        return (
+            f"{good:.0%} of {len(points)} at {self.least:.2f} or more (target {self.share:.0%}), "
+            f"the worst {worst:.2f} (target {max(self.least_of_all, self.least if self.share == 1 else 0):.2f}): "
+            f"{'met' if met else 'MISSED'}"
+        )
+
+
+class Runner:
+    """Times steps, after a check of their outputs."""
+
+    def __init__(self, settings: Settings, fa3: Fa3 | None, every: int):
+        self.settings, self.fa3, self.every, self.problems = settings, fa3, every, list[str]()
+        self.on_gpu = settings.device.type == "cuda"
+
+    def times(self, step: BenchStep, bounds: tuple[int, ...] = (0,), with_fa3: bool = False) -> dict[str, float]:
+        """Seconds of a call, by the bound on splits ("0": the default), and by FA3's number of splits ("FA3, 4")."""
+        step = step if self.on_gpu else step.shrunk()
+        x = StepInputs(step, self.settings.device, self.settings.seed)
+        calls = {}
+        for bound in bounds:
+            ours = OurCalls(x, replace(self.settings, num_splits=bound))
+            ours.attend(0)
+            problem = x.check(ours.out)[1]
+            if problem:
+                self.problems.append(f"{step.title}, {bound} splits: {problem}")
+            calls[str(bound)] = captured(ours.attend, len(x.caches), self.settings.device)
+        if with_fa3 and self.fa3:
+            out = torch.full_like(x.q, torch.nan)
+            for bound in SPLIT_BOUNDS:
+                plan = self.fa3.plan(x, bound)
+                call = lambda copy, n=bound, plan=plan: self.fa3.attend(x, copy, out, plan, n)  # noqa: E731
+                out.fill_(torch.nan)
+                call(0)
+                if not x.check(out)[1]:  # a wrong one is no competitor
+                    calls[f"FA3, {bound}"] = captured(call, len(x.caches), self.settings.device)
+        timed = time_alternating(calls, self.settings.seconds)
+        return {name: t.median for name, t in timed.items()}
+
+    def time(self, step: BenchStep) -> float:
+        return self.times(step)["0"]
+
+
+def over_splits(runner: Runner) -> Iterator[Point]:
+    steps = [
+        BenchStep(f"{batch} x {keys}, {heads.q}/{heads.kv} heads", "decode", decodes([keys] * batch), heads)
+        for heads in (Heads(4, 1), Heads(8, 2), Heads(32, 8))
+        for batch in (1, 2, 4, 8, 16, 32, 64)
+        for keys in (512, 2048, 8192, 32768, 131072, 262144)
+    ]
+    for step in [step for step in steps if step.kv_bytes <= MAX_KV_BYTES][:: runner.every]:
+        times = runner.times(step, (0, *SPLIT_BOUNDS), with_fa3=True)
+        ours = times.pop("0")
+        best = min(times, key=times.get)
+        yield Point(step.name, ours * 1e6, times[best] * 1e6, f"{best} splits", times[best] / ours)
+
+
+def over_tokens(runner: Runner) -> Iterator[Point]:
+    for batch, keys in ((32, 8192), (8, 32768), (64, 16384)):
+        one, four = (BenchStep(f"q={n}", "spec", decodes([keys] * batch, n), Heads(64, 8)) for n in (1, 4))
+        ours, reference = runner.time(four), runner.time(one)
+        yield Point(f"{batch} x {keys}, 64/8 heads, q=4", ours * 1e6, reference * 1e6, "q=1", reference / ours)
+
+
+def over_windows(runner: Runner) -> Iterator[Point]:
+    for batch in (1, 16, 64):
+        long, short = (
+            BenchStep(f"window 128 of {keys}", "decode", decodes([keys] * batch), Heads(8, 1), window=128)
+            for keys in (131072, 1024)
+        )
+        ours, reference = runner.time(long), runner.time(short)
+        yield Point(f"{batch} x 131072, window 128", ours * 1e6, reference * 1e6, "of 1024", reference / ours)
+
+
+def over_groups(runner: Runner) -> Iterator[Point]:
+    def step(group: int) -> BenchStep:
+        return BenchStep(f"group {group}", "decode", decodes([4096] * 128), Heads(2 * group, 2))
+
+    reference = runner.time(step(8))
+    for group in (*range(1, 17), 32, 64, 128):
+        ours = runner.time(step(group))
+        yield Point(f"128 x 4096, {2 * group}/2 heads", ours * 1e6, reference * 1e6, "group of 8", reference / ours)
+
+
+SWEEPS = (
+    Sweep("splits", over_splits, least=0.90, share=0.95, least_of_all=0.75),
+    Sweep("tokens", over_tokens, least=1 / 1.15),
+    Sweep("window", over_windows, least=1 / 1.1),
+    Sweep("heads", over_groups, least=0.85),
+)
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Sweeps whose name has this in it.")] = "",
+    fa3: Annotated[Path | None, typer.Option(help="vLLM's _vllm_fa3_C.abi3.so: its splits are swept too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every point here.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Of the points over splits, one of so many.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Time for the replays of a point.")] = 0.2,
+    device: Annotated[str, typer.Option(help="cuda, or cpu for a dry run of tiny steps.")] = "cuda",
+    seed: Annotated[int, typer.Option(help="Of the inputs; drawn if not given.")] = -1,
+) -> None:
+    console = Console(width=None if Console().is_terminal else 160)
+    if device == "cuda" and not torch.cuda.is_available():
+        console.print("sweep: no GPU here; `--device cpu` makes a dry run of tiny steps")
+        raise typer.Exit(2)
+    chosen = [s for s in SWEEPS if only in s.name]
+    if not chosen:
+        console.print(
+            f"sweep: --only: no sweep has {only!r} in its name; there are {', '.join(s.name for s in SWEEPS)}"
+        )
+        raise typer.Exit(2)
+    seed = seed if seed >= 0 else time.time_ns() % 2**31
+    on_gpu = device == "cuda"
+    settings = Settings(torch.device(device), seconds if on_gpu else 0.0, True, 0, 0, seed)
+    runner = Runner(settings, Fa3(fa3) if fa3 else None, every)
+    context = describe(settings, {"bfloat16": measure_rates(settings.device, torch.bfloat16)}, fa3)
+    console.print(" | ".join(f"{name}: {value}" for name, value in context.items()), highlight=False)
+    found: dict[str, list[Point]] = {}
+    for sweep in chosen:
+        points = found[sweep.name] = []
+        for point in track(sweep.run(runner), sweep.name, console=console, transient=True, total=None):
+            points.append(point)
+            if json_file:  # after each point, so that a run that is cut short leaves what it has
+                write_json(json_file, context, found)
+        print_points(console, sweep, points, dry=not on_gpu)
+    for problem in runner.problems:
+        console.print(f"[red]{problem}[/]", highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if runner.problems else 0)
+
+
+def print_points(console: Console, sweep: Sweep, points: list[Point], dry: bool) -> None:
+    """All points, or the worst of many."""
+    shown = sorted(points, key=lambda p: p.quality)[:20] if len(points) > 40 else points
+    table = Table(title=f"{sweep.name}: dry run, no times are claimed" if dry else sweep.name)
+    for name in ("step", "us", "reference us", "reference", "quality"):
+        table.add_column(name, justify="left" if name in ("step", "reference") else "right")
+    for p in shown:
+        table.add_row(p.name, f"{p.us:.1f}", f"{p.reference_us:.1f}", p.reference, f"{p.quality:.2f}")
+    console.print(table)
+    mean = math.exp(statistics.fmean(math.log(p.quality) for p in points))
+    console.print(f"{sweep.name}: mean {mean:.2f}" + ("" if dry else f"; {sweep.verdict(points)}"), highlight=False)
+
+
+def write_json(path: Path, context: dict[str, str], found: dict[str, list[Point]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweeps = {name: [asdict(p) for p in points] for name, points in found.items()}
+    path.write_text(json.dumps({"context": context, "sweeps": sweeps}, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
