@@ -125,8 +125,10 @@ class StepInputs:
 def reference(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, window: int | None = None
 ) -> torch.Tensor:
-    """Attention in float64, of few rows: q is (rows, Hq, D), K and V (keys, Hkv, D); the last row sees every key, or those of
-    its window."""
+    """Attention in float64, of few rows: q is (rows, Hq, D), K and V (keys, Hkv, D).
+
+    The last row sees every key, or those of its window.
+    """
     rows, keys = q.shape[0], k.shape[0]
     grouped = q.double().unflatten(1, (k.shape[1], -1))  # (rows, Hkv, G, D)
     scores = torch.einsum("rhgd,khd->hgrk", grouped, k.double()) / q.shape[2] ** 0.5
