@@ -93,7 +93,7 @@ struct Lists {
     PlannedTile* tiles;
     int32_t num_tiles = 0;  // the same in every thread
 
-    __device__ Lists(const PlannerParams& p, SharedMemory& s) {
+    __device__ Lists(const PlannerParams& p, SharedMemory& s) : p_(p) {
         if constexpr (kIsShared) {
             shapes = s.shapes;
             first_tiles = s.first_tiles;
@@ -104,6 +104,14 @@ struct Lists {
             tiles = reinterpret_cast<PlannedTile*>(p.plan + p.layout.tiles);
         }
     }
+
+    // Tile t, which is `tile`, of a sequence of this shape.
+    __device__ Tile cut(int32_t t, const PlannedTile& tile, const SequenceShape& seq) const {
+        return tile_at(p_.config, p_.shape, seq.q_len, seq.kv_len, t - first_tiles[tile.seq()]);
+    }
+
+private:
+    const PlannerParams& p_;
 };
 
 }  // namespace varattn::planner
