@@ -194,13 +194,7 @@ def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu for a dry run of tiny steps.")] = "cuda",
     seed: Annotated[int, typer.Option(help="Of the inputs; drawn if not given.")] = -1,
 ) -> None:
-    console = Console(width=None if Console().is_terminal else 200)
-    if device == "cuda" and not torch.cuda.is_available():
-        console.print("bench: no GPU here; `--device cpu` makes a dry run of tiny steps")
-        raise typer.Exit(2)
-    if fa3 is not None and (device != "cuda" or not fa3.is_file()):
-        console.print(f"bench: --fa3: {fa3}: {'no such file' if device == 'cuda' else 'takes --device cuda'}")
-        raise typer.Exit(2)
+    console = open_console("bench", device, fa3, width=200)
     seed = seed if seed >= 0 else time.time_ns() % 2**31
     settings = Settings(torch.device(device), seconds, kernel_only, sm_margin, num_splits, seed)
 
@@ -252,6 +246,18 @@ def main(
         console.print(f"[red]{r.step.title}[/]: {escape(r.problem)}", highlight=False, soft_wrap=True)
     console.print(f"{len(rows) - len(wrong)} of {len(rows)} steps ran and were right", highlight=False)
     raise typer.Exit(1 if wrong else 0)
+
+
+def open_console(program: str, device: str, fa3: Path | None = None, width: int = 160) -> Console:
+    """Ends the program with a message if the device, or the library on it, is not there."""
+    console = Console(width=None if Console().is_terminal else width)
+    if device == "cuda" and not torch.cuda.is_available():
+        console.print(f"{program}: no GPU here; `--device cpu` makes a dry run of tiny steps")
+        raise typer.Exit(2)
+    if fa3 is not None and (device != "cuda" or not fa3.is_file()):
+        console.print(f"{program}: --fa3: {fa3}: {'no such file' if device == 'cuda' else 'takes --device cuda'}")
+        raise typer.Exit(2)
+    return console
 
 
 def write_json(path: Path, context: dict[str, str], rows: list[Row]) -> None:

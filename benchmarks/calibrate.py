@@ -15,14 +15,13 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import varattn
 from varattn import host, timeline
 from varattn.picture import FLAG_DECODE, simulate_queue
 
-from bench import OurCalls, Settings
+from bench import OurCalls, Settings, open_console
 from inputs import StepInputs
 from steps import GPT_OSS, LLAMA_8B, WIDE, BenchStep, Heads, decodes, prefills, ragged
 from timing import captured, time_alternating
@@ -157,10 +156,7 @@ def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu for a dry run.")] = "cuda",
     seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
 ) -> None:
-    console = Console(width=None if Console().is_terminal else 160)
-    if device == "cuda" and not torch.cuda.is_available():
-        console.print("calibrate: no GPU here; `--device cpu` makes a dry run")
-        raise typer.Exit(2)
+    console = open_console("calibrate", device)
     unknown = [d for d in head_dim if d not in BY_HEAD_DIM]
     if unknown:
         console.print(f"calibrate: --head-dim: got {unknown[0]}; takes {', '.join(map(str, BY_HEAD_DIM))}")

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import OurCalls, Settings, describe
+from bench import OurCalls, Settings, describe, open_console
 from inputs import StepInputs
 from peers import Fa3
 from steps import BenchStep, Heads, decodes
@@ -159,10 +159,7 @@ def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu for a dry run of tiny steps.")] = "cuda",
     seed: Annotated[int, typer.Option(help="Of the inputs; drawn if not given.")] = -1,
 ) -> None:
-    console = Console(width=None if Console().is_terminal else 160)
-    if device == "cuda" and not torch.cuda.is_available():
-        console.print("sweep: no GPU here; `--device cpu` makes a dry run of tiny steps")
-        raise typer.Exit(2)
+    console = open_console("sweep", device, fa3)
     chosen = [s for s in SWEEPS if only in s.name]
     if not chosen:
         console.print(

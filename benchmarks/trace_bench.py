@@ -29,7 +29,7 @@ from rich.table import Table
 
 import varattn
 
-from bench import Settings, describe
+from bench import Settings, describe, open_console
 from inputs import COLD_BYTES, StepInputs
 from peers import SPLITS_BOUND, Fa3
 from steps import TRACES, BenchStep, TraceSetting, trace_steps
@@ -238,10 +238,7 @@ def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu for a dry run of tiny steps.")] = "cuda",
     seed: Annotated[int, typer.Option(help="Of the inputs; drawn if not given.")] = -1,
 ) -> None:
-    console = Console(width=None if Console().is_terminal else 160)
-    if device == "cuda" and not torch.cuda.is_available():
-        console.print("trace_bench: no GPU here; `--device cpu` makes a dry run of tiny steps")
-        raise typer.Exit(2)
+    console = open_console("trace_bench", device, fa3)
     chosen = [t for t in TRACES if traces in t.name]
     if not chosen:
         console.print(f"trace_bench: --traces: none has {traces!r} in it")

@@ -15,8 +15,8 @@ public:
                             const Lists<kIsShared>& lists, const Totals& totals)
         : c_(p.config), costs_(p.costs), shape_(p.shape), s_(s), scan_(scan), lists_(lists), totals_(totals) {}
 
-    // The most cost of a piece at each end. False if no tile has more. `count_pieces` counts those that targets for prefills and
-    // decodes would make of this thread's tiles.
+    // The most cost of a piece at each end. False if no tile has more. `count_pieces` counts those that targets for
+    // prefills and decodes would make of this thread's tiles.
     template <class CountPieces>
     __device__ bool choose_targets(const Shares& shares, int32_t (&targets)[2], const CountPieces& count_pieces) {
         bool may_split[2], may_be_wave[2];
@@ -57,7 +57,7 @@ public:
         return true;
     }
 
-    // Splits of each tile, while there is room for partial results. Sets front_ctas, unless that was not worked out.
+    // Splits of each tile, while there is room for partial results. Sets front_ctas if it works that out.
     __device__ void split(int32_t& front_ctas) {
         int32_t targets[2];
         auto count_pieces = [&](int32_t prefill_target, int32_t decode_target, int32_t (&pieces)[2]) {

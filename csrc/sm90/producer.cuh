@@ -38,6 +38,7 @@ __device__ __forceinline__ BoxStart check_page(const LaunchParams& p, BoxStart s
 template <class C, int kBoxRows>
 __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
     constexpr bool kOneBox = kBoxRows == C::kBlockN, kAnyBoxes = kBoxRows == 0;
+    static_assert(kOneBox || kAnyBoxes || C::kBlockN % (kBoxRows * kMaxCopyWarps) == 0, "every warp has as many");
     constexpr int kBoxes = kAnyBoxes ? 0 : max_of(C::kBlockN / max_of(kBoxRows, 1) / kMaxCopyWarps, 1);
     const int lane = lane_id();
     const bool leads = warp == 0;
@@ -107,7 +108,7 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
                     for (int i = 0; i < kBoxes; ++i)
                         load_parts(stage + (first_box + i) * kPartBytes, from.start[i]);
             }
-        } else {  // lanes issue the boxes whose starts they hold, one after the other: at once, they slow prefill's products down
+        } else {  // lanes issue the boxes that they hold, one after the other: at once, they slow prefill's products
             const uint32_t box_bytes = box_rows() * 128 * (whole ? C::kParts : 1);
             const uint32_t to = stage + (first_box + from.my_box) * box_bytes;
             const bool has_box = from.my_box >= 0 && from.my_box < boxes();

@@ -46,7 +46,7 @@ def test_flops_count_visible_pairs():
         keys = [[range(max(0, k - q + i - window), k - q + i + 1) for i in range(q)] for q, k in lengths]
         step = replace(step, window=window)
         assert step.flops == 4 * sum(len(seen) for rows in keys for seen in rows) * 4 * 16
-        # Of keys, the rows that any query sees, or would if the sequence were longer than its queries.
+        # Keys from the first one in the first query's window on.
         kv = sum(min(k, q + window) for q, k in lengths if q)
         assert step.bytes == 2 * (2 * step.total_q * 64 + 2 * kv * 32)
 
@@ -244,6 +244,13 @@ def test_dry_run_of_a_sweep(only, count, tmp_path):
     sweeps = json.loads((tmp_path / "out.json").read_text())["sweeps"]
     assert list(sweeps) == [only] and len(sweeps[only]) == count
     assert all(p["quality"] == pytest.approx(p["reference_us"] / p["us"]) for p in sweeps[only])
+
+
+@pytest.mark.parametrize("program", ["bench", "trace_bench", "sweep"])
+def test_a_peer_needs_a_gpu(program, tmp_path):
+    command = [sys.executable, BENCHMARKS / f"{program}.py", "--device", "cpu", "--fa3", tmp_path / "fa3.so"]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and f"{program}: --fa3: " in done.stdout and "takes --device cuda" in done.stdout
 
 
 def test_what_a_sweep_is_held_to():
