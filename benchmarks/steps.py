@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from varattn.trace import EXCERPTS, Simulator, read_trace
+from varattn.trace import EXCERPTS, Simulator, TraceError, read_trace
 
 PACKED = 0  # as a page size
 
@@ -181,16 +182,31 @@ TRACES = (
 )
 
 
-def trace_steps(setting: TraceSetting, count: int) -> list[BenchStep]:
-    """`count` steps of a trace, evenly spaced between the filling of the engine and the last admission."""
+def trace_steps(setting: TraceSetting, count: int, trace_file: Path | None = None) -> list[BenchStep]:
+    """`count` steps of a trace, evenly spaced between the filling of the engine and the last admission.
+
+    Of `trace_file`, or of the excerpt that ships with the package.
+    """
     simulator = Simulator(
-        read_trace(EXCERPTS[setting.excerpt]),
+        read_trace(trace_file or EXCERPTS[setting.excerpt]),
         max_running=setting.max_running,
         token_budget=setting.token_budget,
         tokens_per_decode=setting.tokens_per_decode,
     )
-    simulated = list(simulator)
-    last = max(s.index for s in simulated if any(c.is_prefill for c in s.chunks))
+    lengths, last = [], 0
+    for step in simulator:
+        lengths.append(tuple(step.lengths))
+        if step.prefill_tokens:
+            last = step.index
     first = min(last // 3, setting.max_running)
-    chosen = [simulated[first + (last - first) * i // count] for i in range(count)]
-    return [BenchStep(f"{setting.name}, step {s.index}", "trace", tuple(s.lengths)) for s in chosen]
+    chosen = [first + (last - first) * i // count for i in range(count)]
+    return [BenchStep(f"{setting.name}, step {i}", "trace", lengths[i]) for i in chosen]
+
+
+def whole_trace(folder: Path, setting: TraceSetting) -> Path:
+    """The file of a folder that has the requests of which the setting's excerpt is a part, by its name."""
+    found = sorted(folder.glob(f"*{setting.excerpt}*.csv"))
+    if len(found) != 1:
+        names = ", ".join(f.name for f in found) or "none"
+        raise TraceError(f"{folder}: takes one CSV file with '{setting.excerpt}' in its name; got {names}")
+    return found[0]

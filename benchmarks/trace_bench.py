@@ -28,11 +28,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import varattn
+from varattn.trace import TraceError
 
 from bench import Settings, describe, open_console
 from inputs import COLD_BYTES, StepInputs
 from peers import SPLITS_BOUND, Fa3
-from steps import TRACES, BenchStep, TraceSetting, trace_steps
+from steps import TRACES, BenchStep, TraceSetting, trace_steps, whole_trace
 from timing import CapturedCalls, EagerCalls, SpunCalls, Timing, measure_rates, time_alternating
 
 LAYERS = 32
@@ -231,6 +232,10 @@ def main(
     fa3: Annotated[Path | None, typer.Option(help="vLLM's _vllm_fa3_C.abi3.so, to compare with.")] = None,
     traces: Annotated[str, typer.Option(help="Traces whose name has this in it.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Steps of each trace.")] = 40,
+    whole: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the whole traces, a CSV file each: their steps, not those of our excerpts."),
+    ] = None,
     page_size: Annotated[int, typer.Option(min=1, help="Tokens of a page.")] = 16,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure here.")] = None,
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Write a PNG here.")] = None,
@@ -243,18 +248,24 @@ def main(
     if not chosen:
         console.print(f"trace_bench: --traces: none has {traces!r} in it")
         raise typer.Exit(2)
+    try:
+        files = {t.name: whole_trace(whole, t) if whole else None for t in chosen}
+    except TraceError as error:
+        console.print(f"trace_bench: --whole: {error}")
+        raise typer.Exit(2) from None
     seed = seed if seed >= 0 else time.time_ns() % 2**31
     settings = Settings(torch.device(device), seconds, False, 0, 0, seed)
     peer = Fa3(fa3) if fa3 is not None else None
     rates = measure_rates(settings.device, torch.bfloat16)
     context = describe(settings, {"bfloat16": rates}, fa3) | {"page size": str(page_size), "layers": str(LAYERS)}
+    context["requests"] = "whole traces" if whole else "excerpts"
     console.print(" | ".join(f"{name}: {value}" for name, value in context.items()), highlight=False)
     results: dict[str, list[StepTimes]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(chosen) * steps)
         for setting in chosen:
-            picked = [replace(s, page_size=page_size) for s in trace_steps(setting, steps)]
+            picked = [replace(s, page_size=page_size) for s in trace_steps(setting, steps, files[setting.name])]
             if device == "cpu":
                 picked = [s.shrunk() for s in picked]
             pool = Pool(setting, picked, settings)

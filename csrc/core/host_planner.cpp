@@ -11,7 +11,7 @@ struct PlannedTile {
     int32_t seq, index;
     Tile tile;
     bool decode;
-    int32_t cost, segments;
+    int32_t cost, segments;  // of its blocks
     int32_t num_splits = 1;
     int32_t first_slot = 0;
 
@@ -23,13 +23,29 @@ struct PlannedTile {
 int32_t choose_target(const PlanConfig& c, const CostModel& costs, const Shares& shares, bool decode,
                       const std::vector<PlannedTile>& tiles) {
     for (int i = 0; i < kNumWaveTargets && shares.may_be_wave[decode]; ++i) {
-        const int32_t target = wave_target(costs, shares.fair_share[decode], decode, i);
+        const int32_t target = wave_target(shares, decode, i);
         int64_t pieces = 0;
         for (const PlannedTile& t : tiles)
             if (t.decode == decode) pieces += splits_of(c, t.cost, t.segments, target);
         if (fits_one_wave(c, pieces, shares.ctas[decode])) return target;
     }
     return queue_target(costs, shares, decode);
+}
+
+// CTAs that start at the front, where there are so many tasks of each key of prefills.
+int32_t choose_front(const PlanConfig& c, const Shares& shares, const std::vector<uint32_t>& tasks) {
+    if (shares.time == 0) return shares.front_ctas;
+    uint32_t first_end = ~0u;
+    int32_t best = shares.front_ctas;
+    for (int32_t i = 0; i < kMaxFrontChoices; ++i) {
+        const int32_t ctas = front_choice(c, shares, i);
+        if (ctas == 0) continue;
+        Rounds rounds{static_cast<uint32_t>(ctas), shares.time};
+        for (int32_t key = 0; key < kNumOrderKeys / 2 && runs_in_rounds(shares, cost_of_key(key)); ++key)
+            rounds.add(tasks[key], cost_of_key(key));
+        if (rounds.end < first_end) first_end = rounds.end, best = ctas;
+    }
+    return best;
 }
 
 }  // namespace
@@ -90,14 +106,14 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
             const int32_t num_blocks = tile.blocks.end - tile.blocks.begin,
                           priced = std::min(num_blocks, kMaxPricedBlocks);
             tiles.push_back(
-                {i, t, tile, decode, item_cost(costs, decode, num_blocks), segments_of(shape, tile.blocks)});
+                {i, t, tile, decode, blocks_cost(costs, decode, num_blocks), segments_of(shape, tile.blocks)});
             totals.blocks[decode] += priced;
             totals.tiles[decode] += 1;
             totals.most_blocks[decode] = std::max(totals.most_blocks[decode], priced);
         }
     }
     const Shares shares = share_ctas(c, shape, costs, totals);
-    header.num_front_ctas = shares.front_ctas;
+    header.section_heads = shares.section_heads;
 
     int32_t targets[2];
     for (const bool decode : {false, true})
@@ -122,6 +138,10 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
         return order_key(costs, t->decode, largest_piece(shape, t->blocks(), t->segments, t->num_splits));
     };
     std::stable_sort(order.begin(), order.end(), [&](auto* a, auto* b) { return key(a) < key(b); });
+    std::vector<uint32_t> tasks(kNumOrderKeys / 2);
+    for (const PlannedTile& t : tiles)
+        if (!t.decode) tasks[key(&t)] += t.num_splits * c.num_heads_kv;
+    header.num_front_ctas = choose_front(c, shares, tasks);
 
     auto* items = reinterpret_cast<WorkItem*>(static_cast<char*>(plan) + plan_layout(c).items);
     for (const PlannedTile* t : order) {

@@ -71,6 +71,7 @@ private:
         fault_.require(h.num_front_items >= 0 && h.num_front_items <= h.num_items,
                        "num_front_items: ", h.num_front_items);
         fault_.require(h.num_front_ctas >= 0 && h.num_front_ctas <= c_.num_ctas, "num_front_ctas: ", h.num_front_ctas);
+        fault_.require(h.section_heads >= 1 && h.section_heads <= c_.num_heads_kv, "section_heads: ", h.section_heads);
         return fault_.text.empty();
     }
 

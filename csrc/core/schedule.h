@@ -122,8 +122,13 @@ VARATTN_HD constexpr Tile tile_at(const PlanConfig& c, const TileShape& shape, i
 // More blocks than these cost no more, so that costs fit 31 bits.
 inline constexpr int32_t kMaxPricedBlocks = 1 << 19;
 
+// What pieces of a tile share out among them.
+VARATTN_HD constexpr int32_t blocks_cost(const CostModel& m, bool decode, int32_t blocks) {
+    return min_of(blocks, kMaxPricedBlocks) * (decode ? m.block_decode : m.block);
+}
+
 VARATTN_HD constexpr int32_t item_cost(const CostModel& m, bool decode, int32_t blocks) {
-    return min_of(blocks, kMaxPricedBlocks) * (decode ? m.block_decode : m.block) + (decode ? m.item_decode : m.item);
+    return blocks_cost(m, decode, blocks) + (decode ? m.item_decode : m.item);
 }
 
 // ---- Shares of the CTAs ----------------------------------------------------------------------------------------------
@@ -137,12 +142,21 @@ struct Totals {          // of all tiles, for one KV head: prefill, decode
     int32_t most_blocks[2];  // of a tile
 };
 
-// What all tiles of a kind cost, for all KV heads.
+// What all tiles of a kind cost, for all KV heads: their blocks, or everything.
+VARATTN_HD constexpr uint64_t total_blocks_cost(const PlanConfig& c, const CostModel& m, const Totals& t, bool decode) {
+    const auto block = static_cast<uint32_t>(decode ? m.block_decode : m.block);
+    return uint64_t{t.blocks[decode]} * block * static_cast<uint32_t>(c.num_heads_kv);
+}
 VARATTN_HD constexpr uint64_t total_cost(const PlanConfig& c, const CostModel& m, const Totals& t, bool decode) {
-    const auto block = static_cast<uint32_t>(decode ? m.block_decode : m.block),
-               item = static_cast<uint32_t>(decode ? m.item_decode : m.item);
-    return (uint64_t{t.blocks[decode]} * block + uint64_t{static_cast<uint32_t>(t.tiles[decode])} * item) *
-           static_cast<uint32_t>(c.num_heads_kv);
+    const auto item = static_cast<uint32_t>(decode ? m.item_decode : m.item);
+    return total_blocks_cost(c, m, t, decode) +
+           uint64_t{static_cast<uint32_t>(t.tiles[decode])} * item * static_cast<uint32_t>(c.num_heads_kv);
+}
+
+// Whether tiles have on average at least `part / whole` of the blocks of the longest.
+VARATTN_HD constexpr bool are_alike(const Totals& t, bool decode, uint32_t part, uint32_t whole) {
+    return uint64_t{t.blocks[decode]} * whole >=
+           uint64_t{static_cast<uint32_t>(t.tiles[decode])} * static_cast<uint32_t>(t.most_blocks[decode]) * part;
 }
 
 VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces, int32_t ctas) {
@@ -151,30 +165,48 @@ VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces, int
 
 struct Shares {
     int32_t front_ctas;
-    int32_t ctas[2];        // that an end of the queue is planned for
-    int32_t fair_share[2];  // average load of these
-    bool may_be_wave[2];    // every tile can have a CTA of its own
-    bool balanced[2];       // by the other end's items: pieces need not be small for that
+    uint32_t time;           // that the step takes, where both ends have tiles (0: it does not matter)
+    int32_t section_heads;   // see below
+    int32_t ctas[2];         // that an end of the queue is planned for
+    int32_t fair_share[2];   // average load of these
+    int32_t least_piece[2];  // in a wave
+    bool may_be_wave[2];     // every tile can have a CTA of its own
+    bool balanced[2];        // by the other end's items: pieces need not be small for that
 };
 
-// Prefill tiles that are much alike, as those of a chunk at the end of a long prompt, run in rounds, and a few left over
-// take a whole round more. Returns the number of CTAs near `front_ctas` that all get as many; decodes, which are short, fill
-// in what this leaves.
-VARATTN_HD constexpr int32_t even_rounds(const PlanConfig& c, const Totals& t, int32_t front_ctas) {
-    const bool alike = uint64_t{t.blocks[0]} * 5 >=
-                       uint64_t{static_cast<uint32_t>(t.tiles[0])} * static_cast<uint32_t>(t.most_blocks[0]) * 4;
-    if (!alike) return front_ctas;
-    const auto tasks = static_cast<uint32_t>(t.tiles[0]) * static_cast<uint32_t>(c.num_heads_kv),
-               front = static_cast<uint32_t>(front_ctas);
-    const uint32_t rounds = (tasks + front / 2) / front;
-    if (rounds < 2) return front_ctas;
-    const auto even = static_cast<int32_t>(min_of<uint32_t>(ceil_div(tasks, rounds), c.num_ctas));
-    const int32_t most_moved = c.num_ctas / 16;
-    return even >= front_ctas - most_moved && even <= front_ctas + most_moved ? even : front_ctas;
+// Prefill tasks run in sections of some KV heads each, one section after the other, so that the tiles that run at a time
+// share their keys through the L2. A section has tasks for all CTAs twice. It lasts as long as the longest tile at least, or
+// the longest tiles of the last section would begin too late. `cost` is that of all prefills, `longest` that of a tile.
+VARATTN_HD constexpr int32_t section_heads(const PlanConfig& c, const TileShape& shape, const Totals& t, uint32_t cost,
+                                           uint32_t longest) {
+    const auto heads = static_cast<uint32_t>(c.num_heads_kv), tiles = static_cast<uint32_t>(t.tiles[0]);
+    const auto pairs = static_cast<uint32_t>(min_of<uint64_t>(uint64_t{tiles} * heads / 2, 0x7fffffff));
+    const uint32_t full = divide(pairs, shape.ctas), lasting = divide(cost, shape.ctas) / longest;
+    return static_cast<int32_t>(ceil_div(heads, clamp<uint32_t>(min_of(full, lasting), 1, heads)));
 }
+
+VARATTN_HD constexpr int32_t most_front_ctas(const PlanConfig& c) { return max_of(c.num_ctas - 1, 1); }
 
 inline constexpr int kLeastPieceItems = 3;  // a piece's cost is worth this many times an item's fixed cost
 inline constexpr uint32_t kMaxFairShare = 1 << 30;
+
+VARATTN_HD constexpr int32_t least_piece(const CostModel& m, bool decode) {
+    return kLeastPieceItems * (decode ? m.item_decode : m.item);
+}
+
+// Decodes alone. Memory bounds them, not what an item costs a CTA. In one wave, any piece is worth a CTA of its own; but
+// where tiles that are much alike saturate the memory as they are, pieces gain nothing.
+VARATTN_HD constexpr void share_decodes(const PlanConfig& c, const TileShape& shape, const CostModel& m,
+                                        const Totals& t, int32_t shift, Shares& s) {
+    const auto blocks = static_cast<uint32_t>(total_blocks_cost(c, m, t, true) >> shift);
+    s.fair_share[1] =
+        static_cast<int32_t>(min_of<uint64_t>(uint64_t{ceil_divide(blocks, shape.ctas)} << shift, kMaxFairShare));
+    s.least_piece[1] = 1;
+    if (s.may_be_wave[1] && !fits_one_wave(c, t.tiles[1], m.streaming_ctas - 1) && are_alike(t, true, 8, 9)) {
+        s.fair_share[1] = kMaxFairShare;
+        s.may_be_wave[1] = false;
+    }
+}
 
 VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& shape, const CostModel& m,
                                        const Totals& t) {
@@ -185,6 +217,8 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
     const auto prefill = static_cast<uint32_t>(cost[0] >> shift), decode = static_cast<uint32_t>(cost[1] >> shift);
 
     Shares s{};
+    s.section_heads =
+        section_heads(c, shape, t, prefill, max_of<uint32_t>(item_cost(m, false, t.most_blocks[0]) >> shift, 1));
     const bool mixed = t.tiles[0] > 0 && t.tiles[1] > 0;
     s.front_ctas = t.tiles[1] > 0 ? 0 : c.num_ctas;
     if (mixed) {
@@ -195,9 +229,8 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
         s.balanced[1] = memory_time < load;
         const auto least = static_cast<int32_t>((prefill + time / 2) / time);
         const int32_t most = c.num_ctas - static_cast<int32_t>(ceil_div(decode, time));
-        // At least one at either end.
-        const int32_t at_most = max_of(c.num_ctas - 1, 1);
-        s.front_ctas = min_of(even_rounds(c, t, clamp((least + most) / 2, 1, at_most)), at_most);
+        s.front_ctas = clamp((least + most) / 2, 1, most_front_ctas(c));
+        if (shift == 0) s.time = time;
     }
     for (int kind = 0; kind < 2; ++kind) {
         if (t.tiles[kind] == 0) continue;
@@ -205,40 +238,38 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
         s.ctas[kind] = max_of(kind == 1 ? c.num_ctas - s.front_ctas : s.front_ctas, 1);
         const uint32_t each = mixed ? ceil_div<uint32_t>(of_kind, s.ctas[kind]) : ceil_divide(of_kind, shape.ctas);
         s.fair_share[kind] = static_cast<int32_t>(min_of<uint64_t>(uint64_t{each} << shift, kMaxFairShare));
+        s.least_piece[kind] = least_piece(m, kind == 1);
         s.may_be_wave[kind] = fits_one_wave(c, t.tiles[kind], s.ctas[kind]);
     }
+    if (t.tiles[0] == 0 && t.tiles[1] > 0) share_decodes(c, shape, m, t, shift, s);
     return s;
 }
 
 // ---- Splitting -------------------------------------------------------------------------------------------------------
 // At each end, a tile is cut into pieces of at most `target` cost. The fair share is the average load of the end's CTAs.
 // If pieces of the fair share, or of little more, make one wave (every CTA has one piece at most), that is the target: few
-// pieces, which end together. Otherwise half the fair share: pieces small enough for a longest-first queue to balance; the
-// whole of it where the other end's items do that, since a piece costs more than its price: a chain of tasks ends, rows are
-// merged.
+// pieces, which end together. Otherwise five eighths of the fair share: pieces small enough for a longest-first queue to
+// balance, where equal tiles that make more than one and a half rounds stay whole; and the whole of it where the other end's
+// items do that, since a piece costs more than its price: a chain of tasks ends, rows are merged.
 
 inline constexpr int kNumWaveTargets = 6;  // fair share * (1 + i / 32)
 
-VARATTN_HD constexpr int32_t least_piece(const CostModel& m, bool decode) {
-    return kLeastPieceItems * (decode ? m.item_decode : m.item);
-}
-
-VARATTN_HD constexpr int32_t wave_target(const CostModel& m, int32_t fair_share, bool decode, int i) {
-    const int32_t fair = max_of(least_piece(m, decode), fair_share);
+VARATTN_HD constexpr int32_t wave_target(const Shares& s, bool decode, int i) {
+    const int32_t fair = max_of(s.least_piece[decode], s.fair_share[decode]);
     return fair + ((fair + 31) >> 5) * i;
 }
 
 VARATTN_HD constexpr int32_t queue_target(const CostModel& m, const Shares& s, bool decode) {
     const int32_t fair = s.fair_share[decode];
-    return max_of(least_piece(m, decode), s.balanced[decode] ? fair : (fair + 1) >> 1);
+    return max_of(least_piece(m, decode), s.balanced[decode] ? fair : fair - 3 * (fair >> 3));
 }
 
 // Whether it is plain, without dividing, that no tile is split: the largest costs at most half the average load of all CTAs.
 // Targets are no less, but for what share_ctas shifts out.
 VARATTN_HD constexpr bool surely_whole(const PlanConfig& c, const CostModel& m, const Totals& t) {
-    const uint64_t cost[2] = {total_cost(c, m, t, false), total_cost(c, m, t, true)};
+    const uint64_t cost[2] = {total_blocks_cost(c, m, t, false), total_blocks_cost(c, m, t, true)};
     for (int kind = 0; kind < 2; ++kind) {
-        const auto most = static_cast<uint32_t>(item_cost(m, kind == 1, t.most_blocks[kind]));
+        const auto most = static_cast<uint32_t>(blocks_cost(m, kind == 1, t.most_blocks[kind]));
         if (t.tiles[kind] > 0 &&
             (most > kMaxFairShare / 2 ||
              uint64_t{2 * most} * static_cast<uint32_t>(c.num_ctas) + ((cost[0] + cost[1]) >> 30) > cost[kind]))
@@ -302,6 +333,42 @@ VARATTN_HD constexpr int32_t order_key(const CostModel& m, bool decode, int32_t 
     const int32_t bucket = cost_bucket(item_cost(m, decode, largest_piece));
     return decode ? kNumOrderKeys / 2 + bucket : kNumOrderKeys / 2 - 1 - bucket;
 }
+
+// ---- Rounds ----------------------------------------------------------------------------------------------------------
+// Long prefill tiles run in rounds: each CTA of the front takes its first one, its second one, and so on. If a few are left
+// over, they take a round more, in which most CTAs of the front have none. So their number is changed, by at most a sixteenth
+// of all CTAs, to the one of which the last round ends first; decodes and short tiles fill in what this leaves.
+
+// Of `index`, in order of preference: the fair number, one more, one less, two more and so on. 0: it can't be.
+inline constexpr int kMaxFrontChoices = 31;
+VARATTN_HD constexpr int32_t front_choice(const PlanConfig& c, const Shares& s, int32_t index) {
+    const int32_t change = (index + 1) / 2, ctas = s.front_ctas + (index % 2 ? change : -change);
+    const bool allowed =
+        index < kMaxFrontChoices && change <= c.num_ctas / 16 && ctas > 0 && ctas <= most_front_ctas(c);
+    return allowed ? ctas : 0;
+}
+
+// What tiles of a prefill's order key cost, by and large.
+VARATTN_HD constexpr uint32_t cost_of_key(int32_t key) {
+    const int32_t bucket = kNumOrderKeys / 2 - 1 - key;
+    return static_cast<uint32_t>((17 + 2 * (bucket % 8)) << (bucket / 8 + 5));
+}
+// Short ones take no part.
+VARATTN_HD constexpr bool runs_in_rounds(const Shares& s, uint32_t cost) { return cost * 8 >= s.time; }
+
+// When the rounds end, if so many CTAs run them.
+struct Rounds {
+    uint32_t ctas, end;  // the time that the step takes anyway, or later
+    uint32_t tasks = 0, cost = 0;
+
+    // More tasks, each of this cost, which is no more than that of those before.
+    VARATTN_HD constexpr void add(uint32_t more, uint32_t each) {
+        const uint32_t last_round = (tasks + more - 1) / ctas * ctas;  // its first task
+        if (more > 0 && last_round >= tasks) end = max_of(end, (cost + (last_round - tasks) * each) / ctas + each);
+        tasks += more;
+        cost += more * each;
+    }
+};
 
 // A split tile's place among the partial results: slots are handed out at each end, in order of (sequence, tile).
 VARATTN_HD constexpr int32_t partial_row_of(const PlanConfig& c, const TileShape& shape, bool decode,

@@ -9,6 +9,7 @@
 
 #include "cuda/planner_items.cuh"
 #include "cuda/planner_lengths.cuh"
+#include "cuda/planner_rounds.cuh"
 #include "cuda/planner_splits.cuh"
 
 namespace varattn::planner {
@@ -31,8 +32,8 @@ public:
             return true;
         }
         cut_tiles();
-        TileSplitter<kIsShared>(p_, s_, scan_, lists_, totals_).split(front_ctas_);
-        write_items();
+        const bool has_shares = TileSplitter<kIsShared>(p_, s_, scan_, lists_, totals_).split();
+        write_items(has_shares);
         return true;
     }
 
@@ -176,7 +177,7 @@ private:
             totals_.blocks[kind] = __reduce_add_sync(~0u, of_kind);
             totals_.most_blocks[kind] = static_cast<int32_t>(__reduce_max_sync(~0u, of_kind));
         }
-        const int32_t cost = item_cost(costs_, decode, num_blocks);
+        const int32_t cost = blocks_cost(costs_, decode, num_blocks);
         int32_t targets[2], splits = 1, largest = num_blocks;
         auto count_pieces = [&](int32_t prefill_target, int32_t decode_target, int32_t (&pieces)[2]) {
             const int32_t n = splits_of(c_, cost, its_segments, decode ? decode_target : prefill_target);
@@ -184,7 +185,6 @@ private:
             pieces[1] = exists && decode ? n : 0;
         };
         const Shares shares = share_ctas(c_, shape_, costs_, totals_);
-        front_ctas_ = shares.front_ctas;
         if (TileSplitter<kIsShared>(p_, s_, scan_, lists_, totals_).choose_targets(shares, targets, count_pieces)) {
             splits = splits_of(c_, cost, its_segments, decode ? targets[1] : targets[0]);
             const int32_t slots = splits > 1 ? slots_of(c_, shape_, decode, splits, its_segments) : 0;
@@ -214,20 +214,26 @@ private:
         const int32_t ctas = kIsShared ? p_.num_ctas : 1;
         ItemWriter<kIsShared>(p_, s_, lists_, ctas * kFewWarps, warp * ctas + blockIdx.x).write_only(tile, position);
         if (warp == kFewWarps - 1) {
+            FrontChooser chooser(c_, shares);
+            for (int32_t after = -1; chooser.has_choice();) {  // tiles in their order
+                const uint32_t next = ~__reduce_max_sync(~0u, ~(exists && place > after ? place : ~0u));
+                if (next == ~0u || !chooser.add(next / 32, __shfl_sync(~0u, items, next % 32))) break;
+                after = static_cast<int32_t>(next);
+            }
             const int32_t front_items = __reduce_add_sync(~0u, decode ? 0 : items);
-            write_header(__reduce_add_sync(~0u, items), front_items);
+            write_header(__reduce_add_sync(~0u, items), front_items, chooser.choose(), shares.section_heads);
         }
     }
 
     // Sorts tiles, as many as counters take at a time. If that is not all, they are counted first. Tiles in shared memory
     // are shared out among CTAs: what others sort is only counted.
-    __device__ void write_items() {
+    __device__ void write_items(bool has_shares) {
         int32_t items = 0;  // of this thread's key
         const bool at_once = kIsShared || lists_.num_tiles <= kSortedTiles;
 #pragma unroll 1
         for (int32_t first = 0; !at_once && first < lists_.num_tiles; first += kSortedTiles)
             items += count_items(sorted_from(first));
-        int32_t position = 0;
+        int32_t position = 0, front_ctas = 0;
         const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         ItemWriter<kIsShared> writer(p_, s_, lists_, kTeam, warp % kTeam);
 #pragma unroll 1
@@ -249,15 +255,23 @@ private:
                 position += here;
             }
             // While others make items, if these did not depend on it.
-            if (front_ctas_ < 0 && blockIdx.x == 0 && warp == 0)
-                front_ctas_ = share_ctas(c_, shape_, costs_, totals_).front_ctas;
+            const bool chooses_front = first == 0 && blockIdx.x == 0 && warp == 0;
+            if (chooses_front && !has_shares) {
+                const Shares shares = share_ctas(c_, shape_, costs_, totals_);
+                if (lane == 0) s_.shares = shares;
+            }
             __syncthreads();
+            if (chooses_front) {
+                FrontChooser chooser(c_, s_.shares);
+                if (chooser.has_choice()) chooser.add_sorted(s_);
+                front_ctas = chooser.choose();
+            }
             if (warp >= kFirstOfTeam) writer.write_sorted(sorted.begin, num_tiles, ahead);
             if (!kIsShared) __syncthreads();
         }
         if (warp == 0) {
             const int32_t num_front_items = keys_items_before(s_, kNumOrderKeys / 2);
-            write_header(keys_items_before(s_, kNumOrderKeys), num_front_items);
+            write_header(keys_items_before(s_, kNumOrderKeys), num_front_items, front_ctas, s_.shares.section_heads);
         }
     }
 
@@ -298,7 +312,8 @@ private:
     }
 
     // By one warp.
-    __device__ void write_header(int32_t num_items, int32_t num_front_items) {
+    __device__ void write_header(int32_t num_items, int32_t num_front_items, int32_t num_front_ctas,
+                                 int32_t section_heads) {
         if (blockIdx.x > 0) return;
         const int lane = threadIdx.x % 32;
         PlanHeader& header = s_.header;
@@ -306,7 +321,8 @@ private:
             header.magic = kPlanMagic;
             header.num_items = num_items;
             header.num_front_items = num_front_items;
-            header.num_front_ctas = front_ctas_;
+            header.num_front_ctas = num_front_ctas;
+            header.section_heads = section_heads;
         }
         __syncwarp();
         constexpr int kParts = sizeof(PlanHeader) / sizeof(uint4);
@@ -320,7 +336,6 @@ private:
     SharedMemory& s_;
     BlockScan<kWarps> scan_;
     Lists<kIsShared> lists_;
-    int32_t front_ctas_ = -1;  // not known yet
     // Warps that sort and write: not those that have the keys, if others suffice.
     static constexpr int kTeam = kIsShared ? kWriters : kWarps, kFirstOfTeam = kWarps - kTeam;
     static_assert(!kIsShared || 32 * kFirstOfTeam >= kNumOrderKeys);

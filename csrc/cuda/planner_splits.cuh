@@ -23,10 +23,9 @@ public:
 #pragma unroll
         for (int kind = 0; kind < 2; ++kind) {
             const bool wave = shares.may_be_wave[kind];
-            targets[kind] =
-                wave ? wave_target(costs_, shares.fair_share[kind], kind, 0) : queue_target(costs_, shares, kind);
+            targets[kind] = wave ? wave_target(shares, kind, 0) : queue_target(costs_, shares, kind);
             may_split[kind] = c_.num_splits > 1 && totals_.tiles[kind] > 0 &&
-                              item_cost(costs_, kind, totals_.most_blocks[kind]) > targets[kind];
+                              blocks_cost(costs_, kind, totals_.most_blocks[kind]) > targets[kind];
             may_be_wave[kind] = wave && may_split[kind];
         }
         if (!may_be_wave[0] && !may_be_wave[1]) return may_split[0] || may_split[1];
@@ -35,8 +34,7 @@ public:
         const int lane = threadIdx.x % 32, i = threadIdx.x / 32 % kTargetWarps;
         if (i < kNumWaveTargets) {
             int32_t pieces[2];
-            count_pieces(wave_target(costs_, shares.fair_share[0], false, i),
-                         wave_target(costs_, shares.fair_share[1], true, i), pieces);
+            count_pieces(wave_target(shares, false, i), wave_target(shares, true, i), pieces);
 #pragma unroll
             for (int kind = 0; kind < 2; ++kind) {
                 if (!may_be_wave[kind]) continue;
@@ -51,14 +49,14 @@ public:
             const bool fits = lane < kNumWaveTargets &&
                               fits_one_wave(c_, s_.sums.wave_pieces[kind][lane % kNumWaveTargets], shares.ctas[kind]);
             const uint32_t fitting = __ballot_sync(~0u, fits);
-            targets[kind] = fitting ? wave_target(costs_, shares.fair_share[kind], kind, __ffs(fitting) - 1)
-                                    : queue_target(costs_, shares, kind);
+            targets[kind] =
+                fitting ? wave_target(shares, kind, __ffs(fitting) - 1) : queue_target(costs_, shares, kind);
         }
         return true;
     }
 
-    // Splits of each tile, while there is room for partial results. Sets front_ctas if it works that out.
-    __device__ void split(int32_t& front_ctas) {
+    // Splits of each tile, while there is room for partial results. Returns whether that took s_.shares.
+    __device__ bool split() {
         int32_t targets[2];
         auto count_pieces = [&](int32_t prefill_target, int32_t decode_target, int32_t (&pieces)[2]) {
             pieces[0] = pieces[1] = 0;
@@ -73,16 +71,17 @@ public:
                 pieces[1] += decode ? n : 0;
             }
         };
-        if (c_.num_splits == 1 || surely_whole(c_, costs_, totals_)) return;
+        if (c_.num_splits == 1 || surely_whole(c_, costs_, totals_)) return false;
         if (threadIdx.x < 32) {  // all warps at once would take turns at its many instructions
             const Shares shares = share_ctas(c_, shape_, costs_, totals_);
             if (threadIdx.x == 0) s_.shares = shares;
         }
         __syncthreads();
-        front_ctas = s_.shares.front_ctas;
-        if (!choose_targets(s_.shares, targets, count_pieces)) return;
-        place_pieces(targets);
-        __syncthreads();
+        if (choose_targets(s_.shares, targets, count_pieces)) {
+            place_pieces(targets);
+            __syncthreads();
+        }
+        return true;
     }
 
 private:
@@ -92,7 +91,7 @@ private:
         return segments_of(shape_, lists_.cut(t, tile, lists_.shapes[tile.seq()]).blocks);
     }
     __device__ int32_t cost_of(const PlannedTile& t) const {
-        return item_cost(costs_, t.is_decode(), t.blocks_or_slot());
+        return blocks_cost(costs_, t.is_decode(), t.blocks_or_slot());
     }
 
     // Hands out slots to split tiles, at each end, in order. Since tiles without room count too, those with room come before

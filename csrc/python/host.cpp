@@ -104,6 +104,7 @@ py::dict struct_layouts() {
     VARATTN_FIELD(header, PlanHeader, num_partial_rows);
     VARATTN_FIELD(header, PlanHeader, q_begin);
     VARATTN_FIELD(header, PlanHeader, q_end);
+    VARATTN_FIELD(header, PlanHeader, section_heads);
     VARATTN_FIELD(header, PlanHeader, reserved);
     add(config, "", 0, sizeof(PlanConfig));
     VARATTN_FIELD(config, PlanConfig, kernel);

@@ -16,12 +16,14 @@ __device__ __noinline__ void prefetch_first_task(const LaunchParams& p, int lane
     constexpr int kBlocks = 2;
     const auto* header = static_cast<const PlanHeader*>(p.a.plan);
     const uint32_t num_items = __ldcg(&header->num_items), num_front_items = __ldcg(&header->num_front_items);
-    const uint32_t num_front_ctas = __ldcg(&header->num_front_ctas), number = sm_number();
-    const uint32_t seat = number == kNoSm ? blockIdx.x : number, num_tasks = num_items * p.a.config.num_heads_kv;
-    if (num_items > p.max_items || num_front_items > num_items || num_front_ctas > gridDim.x || seat >= num_tasks)
+    const uint32_t num_front_ctas = __ldcg(&header->num_front_ctas), section_heads = __ldcg(&header->section_heads);
+    const uint32_t number = sm_number(), seat = number == kNoSm ? blockIdx.x : number;
+    const uint32_t num_tasks = num_items * p.a.config.num_heads_kv;
+    if (num_items > p.max_items || num_front_items > num_items || num_front_ctas > gridDim.x || seat >= num_tasks ||
+        section_heads - 1 >= static_cast<uint32_t>(p.a.config.num_heads_kv))
         return;
-    const Task task =
-        locate_task(p, num_front_items, seat < num_front_ctas ? seat : num_tasks - 1 - (seat - num_front_ctas));
+    const Task task = locate_task(p, num_front_items, section_heads,
+                                  seat < num_front_ctas ? seat : num_tasks - 1 - (seat - num_front_ctas));
     const WorkItem* item = find_item(p, task);
     const int32_t seq = __ldcg(&item->seq), k_begin = __ldcg(&item->k_begin);
     const int32_t block_begin = __ldcg(&item->block_begin), block_end = __ldcg(&item->block_end);

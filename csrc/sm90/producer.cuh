@@ -38,7 +38,8 @@ __device__ __forceinline__ BoxStart check_page(const LaunchParams& p, BoxStart s
 template <class C, int kBoxRows>
 __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
     constexpr bool kOneBox = kBoxRows == C::kBlockN, kAnyBoxes = kBoxRows == 0;
-    static_assert(kOneBox || kAnyBoxes || C::kBlockN % (kBoxRows * kMaxCopyWarps) == 0, "every warp has as many");
+    static_assert(kOneBox || kAnyBoxes || C::kBlockN % max_of(kBoxRows * kMaxCopyWarps, 1) == 0,
+                  "every warp has as many");
     constexpr int kBoxes = kAnyBoxes ? 0 : max_of(C::kBlockN / max_of(kBoxRows, 1) / kMaxCopyWarps, 1);
     const int lane = lane_id();
     const bool leads = warp == 0;

@@ -36,16 +36,14 @@ struct Task {
 
 // The task at a position of the queue. The heads of a decode item are neighbours in the queue, since their keys are neighbours
 // in memory. Prefill items come in sections of some heads each, so that the tiles that run at a time share their keys through
-// the L2: as many sections as have tasks for twice the GPU, by and large.
-__device__ __forceinline__ Task locate_task(const LaunchParams& p, uint32_t num_front_items, uint32_t task) {
+// the L2.
+__device__ __forceinline__ Task locate_task(const LaunchParams& p, uint32_t num_front_items, uint32_t section_heads,
+                                            uint32_t task) {
     const uint32_t num_heads = p.a.config.num_heads_kv;
     uint32_t first_head = 0, heads = num_heads;
     if (task < num_front_items * num_heads) {
-        const uint32_t num_sections = max_of(num_front_items * num_heads / (2 * gridDim.x), 1u);
-        const uint32_t wanted = ceil_div(num_heads, num_sections);
-        const uint32_t section = task / (num_front_items * wanted);
-        first_head = section * wanted;
-        heads = min_of(wanted, num_heads - first_head);
+        first_head = task / (num_front_items * section_heads) * section_heads;
+        heads = min_of(section_heads, num_heads - first_head);
         task -= num_front_items * first_head;
     }
     return {static_cast<int32_t>(task / heads), static_cast<int32_t>(first_head + task % heads)};

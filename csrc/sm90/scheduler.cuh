@@ -23,7 +23,7 @@ struct Scheduler {
     const LaunchParams& p;
     SharedMemory<C>& sm;
     const int lane;
-    const uint32_t num_tasks, num_front_items, num_front_ctas, seat;
+    const uint32_t num_tasks, num_front_items, num_front_ctas, section_heads, seat;
     int32_t word;  // of the next Work, the one at `lane`
     RingPosition<kItemSlots> slot;
     RingPosition<C::kQSlots> q_slot;
@@ -35,6 +35,7 @@ struct Scheduler {
           num_tasks(header.num_items * p.a.config.num_heads_kv),
           num_front_items(header.num_front_items),
           num_front_ctas(header.num_front_ctas),
+          section_heads(header.section_heads),
           seat(seat) {}
 
     __device__ __forceinline__ bool from_front() const { return seat < num_front_ctas; }
@@ -68,7 +69,7 @@ private:
     __device__ __forceinline__ void fetch(uint32_t front, uint32_t back) {
         word = -1;
         if (front + back >= num_tasks) return;
-        const Task task = locate_task(p, num_front_items, from_front() ? front : num_tasks - 1 - back);
+        const Task task = locate_task(p, num_front_items, section_heads, from_front() ? front : num_tasks - 1 - back);
         const auto* item = reinterpret_cast<const int32_t*>(find_item(p, task));
         word = lane < kItemWords ? item[lane] : lane == kItemWords ? task.item : task.head_kv;
     }

@@ -45,7 +45,8 @@ HEADER_DTYPE = np.dtype(
         ("num_partial_rows", np.int32),
         ("q_begin", np.int32),
         ("q_end", np.int32),
-        ("reserved", np.int32, 39),
+        ("section_heads", np.int32),
+        ("reserved", np.int32, 38),
     ]
 )
 
@@ -69,7 +70,7 @@ ITEM_FIELDS = (
 )
 ITEM_DTYPE = np.dtype([(name, np.int32) for name in ITEM_FIELDS])
 
-MAGIC = 0x56410001
+MAGIC = 0x56410002
 
 
 class PlanError(RuntimeError):

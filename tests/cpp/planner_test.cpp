@@ -221,6 +221,8 @@ TEST(Planner, LongStepsOfOneKindEndTogether) {
         const PlanConfig c = config_for(batch, kHopper, heads_kv * 8, heads_kv, 128, kMaxNumSplits);
         Plan plan(c, batch.lengths());
         ASSERT_EQ(plan.header().num_front_ctas, decode ? 0 : c.num_ctas);
+        // Decodes that saturate the memory as they are may leave CTAs without any.
+        if (decode && plan.header().num_split_tiles == 0 && plan.header().num_items * heads_kv <= c.num_ctas) continue;
         ASSERT_LT(makespan_over_fair_share(plan, c), 1.5) << "VARATTN_SEED=" << seed;
     }
 }
@@ -250,7 +252,53 @@ TEST(Planner, MemoryBoundStepsLeaveTheFrontSlackAndOthersNone) {
     EXPECT_EQ(front_of(128, 0, 0), 132);
 }
 
-TEST(Planner, PrefillTilesMuchAlikeRunInEvenRounds) {
+int32_t most_splits(int32_t seqs, int32_t q_len, int32_t kv_len, int32_t heads_q, int32_t heads_kv) {
+    Batch batch;
+    for (int32_t i = 0; i < seqs; ++i)
+        batch.add(q_len, kv_len);
+    const PlanConfig c = config_for(batch, kHopper, heads_q, heads_kv, 128);
+    Plan plan(c, batch.lengths());
+    int32_t most = 0;
+    for (int32_t i = 0; i < plan.header().num_items; ++i)
+        most = std::max(most, plan.items()[i].num_splits);
+    return most;
+}
+
+TEST(Planner, DecodesAreCutToFillOneWaveOfCtas) {
+    EXPECT_EQ(most_splits(1, 1, 2048, 32, 8), 16);  // a block each
+    EXPECT_EQ(most_splits(1, 1, 65536, 32, 8), 16);
+    EXPECT_EQ(most_splits(2, 1, 8192, 4, 1), 64);
+    EXPECT_EQ(most_splits(4, 1, 8192, 32, 8), 4);
+    // 64 tasks saturate the memory as they are.
+    EXPECT_EQ(most_splits(8, 1, 512, 32, 8), 1);
+    EXPECT_EQ(most_splits(8, 1, 65536, 32, 8), 1);
+}
+
+TEST(Planner, EqualTilesOfMoreThanOneAndAHalfRoundsStayWhole) {
+    EXPECT_EQ(most_splits(128, 1, 4096, 16, 2), 1);
+    EXPECT_EQ(most_splits(128, 1, 4096, 256, 2), 1);  // groups of 128, in prefill mode
+    EXPECT_EQ(most_splits(70, 1, 4096, 16, 2), 2);
+    EXPECT_EQ(most_splits(70, 1, 4096, 256, 2), 2);
+}
+
+TEST(Planner, SectionsLastAsLongAsTheLongestTile) {
+    auto section_heads = [](std::initializer_list<std::pair<int32_t, int32_t>> lengths) {
+        Batch batch;
+        for (auto [q_len, kv_len] : lengths)
+            batch.add(q_len, kv_len);
+        const PlanConfig c = config_for(batch, kHopper, 32, 8, 128);
+        return Plan(c, batch.lengths()).header().section_heads;
+    };
+    EXPECT_EQ(section_heads({{16384, 16384}}), 1);
+    EXPECT_EQ(section_heads({{1024, 1024}, {1024, 1024}, {1024, 1024}, {1024, 1024}}), 3);
+    EXPECT_EQ(section_heads({{2048, 8192}}), 8);
+    EXPECT_EQ(section_heads({{2048, 2048}, {2048, 2048}}), 3);
+    EXPECT_EQ(section_heads({{217, 7411}, {3900, 3900}}), 4);
+    EXPECT_EQ(section_heads({{217, 32768}, {3900, 3900}}), 8);  // four heads' tiles would begin after half of the time
+    EXPECT_EQ(section_heads({{1, 4096}}), 8);
+}
+
+TEST(Planner, LongPrefillTilesRunInEvenRounds) {
     auto plan_of = [](int32_t prefill, int32_t kv, int32_t decodes, int32_t decode_kv) {
         Batch batch;
         batch.add(prefill, kv);
@@ -268,11 +316,24 @@ TEST(Planner, PrefillTilesMuchAlikeRunInEvenRounds) {
     EXPECT_LT(plan_of(2032, 2032, 16, 1600).second, 115);
 }
 
+TEST(Planner, AFewLongTilesAmongShortOnesRunInEvenRounds) {
+    Batch batch;
+    batch.add(959, 7436);  // 240 tasks of 52 to 59 blocks
+    batch.add(240, 240);
+    batch.add(824, 824);
+    for (int32_t i = 0; i < 25; ++i)
+        batch.add(1, 1845);
+    const PlanConfig c = config_for(batch, kHopper, 32, 8, 128);
+    const int32_t front = Plan(c, batch.lengths()).header().num_front_ctas;
+    EXPECT_GE(front, 120);
+    EXPECT_LE(front, 124);
+}
+
 TEST(Planner, PrefillsThatDecodesEvenOutStayWhole) {
     auto splits_of = [](int32_t decodes) {
         Batch batch;
-        batch.add(530, 5025);
-        batch.add(1498, 1498);
+        batch.add(530, 7400);
+        batch.add(1000, 1000);
         for (int32_t i = 0; i < decodes; ++i)
             batch.add(1, 1700);
         const PlanConfig c = config_for(batch, kHopper, 32, 8, 128);

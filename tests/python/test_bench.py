@@ -234,6 +234,26 @@ def test_dry_run_of_the_traces(tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_steps_of_whole_traces(tmp_path):
+    from varattn.trace import EXCERPTS, TraceError
+
+    from steps import TRACES, trace_steps, whole_trace
+
+    code = next(t for t in TRACES if t.excerpt == "code")
+    with pytest.raises(TraceError, match="takes one CSV file with 'code' in its name; got none"):
+        whole_trace(tmp_path, code)
+    head, *requests = EXCERPTS["code"].read_text().splitlines()
+    (tmp_path / "all_code.csv").write_text("\n".join([head, *requests, *requests]))
+    (tmp_path / "all_conv.csv").write_text("\n".join([head, *requests]))
+    file = whole_trace(tmp_path, code)
+    assert file.name == "all_code.csv"
+    last = [int(trace_steps(code, 4, f)[-1].name.split()[-1]) for f in (None, file)]
+    assert last[1] > 1.8 * last[0]  # evenly spaced over twice as many
+    (tmp_path / "more_code.csv").touch()
+    with pytest.raises(TraceError, match=r"got all_code\.csv, more_code\.csv"):
+        whole_trace(tmp_path, code)
+
+
 @pytest.mark.skipif(not varattn.is_supported("cpu"), reason="the varattn library is not built")
 @pytest.mark.parametrize(("only", "count"), [("splits", 2), ("window", 3)])
 def test_dry_run_of_a_sweep(only, count, tmp_path):

@@ -66,7 +66,7 @@ enum PlanStatus : uint32_t {
     kStatusNotAPlan = 1u << 31,  // the buffer holds no plan of this version; nothing was computed
 };
 
-inline constexpr uint32_t kPlanMagic = 0x56410001u;  // "VA", plan version 1
+inline constexpr uint32_t kPlanMagic = 0x56410002u;  // "VA", plan version 2
 
 struct PlanHeader {
     uint32_t magic;
@@ -78,7 +78,8 @@ struct PlanHeader {
     int32_t num_split_tiles;   // tiles with more than one split
     int32_t num_partial_rows;  // rows of partial results in use, per KV head
     int32_t q_begin, q_end;    // rows of q that belong to a sequence; all others are padding
-    int32_t reserved[39];
+    int32_t section_heads;     // prefill tasks run in sections of so many KV heads, one after the other
+    int32_t reserved[38];
 };
 static_assert(sizeof(PlanHeader) == 256);
 

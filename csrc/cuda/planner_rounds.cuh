@@ -1,0 +1,54 @@
+// The device planner's choice of the CTAs that start at the front: core/schedule.h has the rule, under Rounds.
+#pragma once
+
+#include "cuda/planner_memory.cuh"
+
+namespace varattn::planner {
+
+// By a warp, of which each lane tries a number.
+class FrontChooser {
+public:
+    __device__ FrontChooser(const PlanConfig& c, const Shares& shares)
+        : heads_(c.num_heads_kv),
+          shares_(shares),
+          ctas_(front_choice(c, shares, threadIdx.x % 32)),
+          rounds_{static_cast<uint32_t>(max_of(ctas_, 1)), shares.time} {}
+
+    __device__ bool has_choice() const { return shares_.time > 0; }
+
+    // Items of the next key. False if it and those after it take no part.
+    __device__ bool add(uint32_t key, int32_t items) {
+        if (key >= kNumOrderKeys / 2 || !runs_in_rounds(shares_, cost_of_key(key))) return false;
+        rounds_.add(items * heads_, cost_of_key(key));
+        return true;
+    }
+    // The same from sorted items: all keys.
+    __device__ void add_sorted(const SharedMemory& s) {
+        const int lane = threadIdx.x % 32;
+#pragma unroll 1
+        for (int warp = 0; warp < kNumOrderKeys / 64; ++warp) {
+            const int32_t begin = s.next_item[warp * 32 + lane];  // among the items of these 32 keys
+            const int32_t next = __shfl_sync(~0u, begin, (lane + 1) % 32);
+            const int32_t items = (lane == 31 ? s.keys_items[warp] : next) - begin;
+#pragma unroll 1
+            for (uint32_t some = __ballot_sync(~0u, items > 0); some != 0; some &= some - 1) {
+                const int32_t key = __ffs(some) - 1;
+                if (!add(warp * 32 + key, __shfl_sync(~0u, items, key))) return;
+            }
+        }
+    }
+
+    __device__ int32_t choose() const {
+        const uint32_t end = ctas_ > 0 ? rounds_.end : ~0u, first_end = ~__reduce_max_sync(~0u, ~end);
+        const int32_t best = __shfl_sync(~0u, ctas_, __ffs(__ballot_sync(~0u, end == first_end)) - 1);
+        return has_choice() ? best : shares_.front_ctas;
+    }
+
+private:
+    const uint32_t heads_;
+    const Shares& shares_;
+    const int32_t ctas_;  // 0: this lane has no number to try
+    Rounds rounds_;
+};
+
+}  // namespace varattn::planner
