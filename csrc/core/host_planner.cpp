@@ -40,7 +40,7 @@ int32_t choose_front(const PlanConfig& c, const Shares& shares, const std::vecto
     for (int32_t i = 0; i < kMaxFrontChoices; ++i) {
         const int32_t ctas = front_choice(c, shares, i);
         if (ctas == 0) continue;
-        Rounds rounds{static_cast<uint32_t>(ctas), shares.time};
+        Rounds rounds(ctas, shares.time);
         for (int32_t key = 0; key < kNumOrderKeys / 2 && runs_in_rounds(shares, cost_of_key(key)); ++key)
             rounds.add(tasks[key], cost_of_key(key));
         if (rounds.end < first_end) first_end = rounds.end, best = ctas;

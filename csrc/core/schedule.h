@@ -180,6 +180,7 @@ struct Shares {
 VARATTN_HD constexpr int32_t section_heads(const PlanConfig& c, const TileShape& shape, const Totals& t, uint32_t cost,
                                            uint32_t longest) {
     const auto heads = static_cast<uint32_t>(c.num_heads_kv), tiles = static_cast<uint32_t>(t.tiles[0]);
+    if (tiles == 0) return c.num_heads_kv;
     const auto pairs = static_cast<uint32_t>(min_of<uint64_t>(uint64_t{tiles} * heads / 2, 0x7fffffff));
     const uint32_t full = divide(pairs, shape.ctas), lasting = divide(cost, shape.ctas) / longest;
     return static_cast<int32_t>(ceil_div(heads, clamp<uint32_t>(min_of(full, lasting), 1, heads)));
@@ -356,17 +357,26 @@ VARATTN_HD constexpr uint32_t cost_of_key(int32_t key) {
 // Short ones take no part.
 VARATTN_HD constexpr bool runs_in_rounds(const Shares& s, uint32_t cost) { return cost * 8 >= s.time; }
 
-// When the rounds end, if so many CTAs run them.
+// When the rounds end, if so many CTAs run them: after `time`, which the step takes anyway, or later.
 struct Rounds {
-    uint32_t ctas, end;  // the time that the step takes anyway, or later
+    uint32_t ctas, reciprocal, end;
     uint32_t tasks = 0, cost = 0;
+
+    VARATTN_HD constexpr Rounds(int32_t num_ctas, uint32_t time)
+        : ctas(num_ctas), reciprocal(0xffffffffu / ctas + 1), end(time) {}
 
     // More tasks, each of this cost, which is no more than that of those before.
     VARATTN_HD constexpr void add(uint32_t more, uint32_t each) {
-        const uint32_t last_round = (tasks + more - 1) / ctas * ctas;  // its first task
-        if (more > 0 && last_round >= tasks) end = max_of(end, (cost + (last_round - tasks) * each) / ctas + each);
+        const uint32_t last_round = shared_out(tasks + more - 1) * ctas;  // its first task
+        if (more > 0 && last_round >= tasks) end = max_of(end, shared_out(cost + (last_round - tasks) * each) + each);
         tasks += more;
         cost += more * each;
+    }
+
+private:
+    // x / ctas, without a division; one more in some cases of x beyond 2^24.
+    VARATTN_HD constexpr uint32_t shared_out(uint32_t x) const {
+        return ctas == 1 ? x : static_cast<uint32_t>(uint64_t{x} * reciprocal >> 32);
     }
 };
 

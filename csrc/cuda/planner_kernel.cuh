@@ -215,10 +215,10 @@ private:
         ItemWriter<kIsShared>(p_, s_, lists_, ctas * kFewWarps, warp * ctas + blockIdx.x).write_only(tile, position);
         if (warp == kFewWarps - 1) {
             FrontChooser chooser(c_, shares);
-            for (int32_t after = -1; chooser.has_choice();) {  // tiles in their order
-                const uint32_t next = ~__reduce_max_sync(~0u, ~(exists && place > after ? place : ~0u));
-                if (next == ~0u || !chooser.add(next / 32, __shfl_sync(~0u, items, next % 32))) break;
-                after = static_cast<int32_t>(next);
+            uint32_t key = exists ? tile.key() : kNumOrderKeys;
+            for (uint32_t next = 0; chooser.has_choice(); key = key == next ? kNumOrderKeys : key) {  // in their order
+                next = ~__reduce_max_sync(~0u, ~key);
+                if (!chooser.add(next, __reduce_add_sync(~0u, key == next ? items : 0))) break;
             }
             const int32_t front_items = __reduce_add_sync(~0u, decode ? 0 : items);
             write_header(__reduce_add_sync(~0u, items), front_items, chooser.choose(), shares.section_heads);

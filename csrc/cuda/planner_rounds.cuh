@@ -12,7 +12,7 @@ public:
         : heads_(c.num_heads_kv),
           shares_(shares),
           ctas_(front_choice(c, shares, threadIdx.x % 32)),
-          rounds_{static_cast<uint32_t>(max_of(ctas_, 1)), shares.time} {}
+          rounds_(max_of(ctas_, 1), shares.time) {}
 
     __device__ bool has_choice() const { return shares_.time > 0; }
 
