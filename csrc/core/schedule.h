@@ -165,13 +165,13 @@ VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces, int
 
 struct Shares {
     int32_t front_ctas;
-    uint32_t time;           // that the step takes, where both ends have tiles (0: it does not matter)
-    int32_t section_heads;   // see below
-    int32_t ctas[2];         // that an end of the queue is planned for
-    int32_t fair_share[2];   // average load of these
-    int32_t least_piece[2];  // in a wave
-    bool may_be_wave[2];     // every tile can have a CTA of its own
-    bool balanced[2];        // by the other end's items: pieces need not be small for that
+    uint32_t time;          // that the step takes, where front_ctas are not final: see Rounds; else 0
+    int32_t section_heads;  // see below
+    int32_t ctas[2];        // that an end of the queue is planned for
+    int32_t fair_share[2];  // average load of these
+    int32_t least_wave[2];  // the least target of a wave
+    bool may_be_wave[2];    // every tile can have a CTA of its own
+    bool balanced[2];       // by the other end's items: pieces need not be small for that
 };
 
 // Prefill tasks run in sections of some KV heads each, one section after the other, so that the tiles that run at a time
@@ -182,7 +182,9 @@ VARATTN_HD constexpr int32_t section_heads(const PlanConfig& c, const TileShape&
     const auto heads = static_cast<uint32_t>(c.num_heads_kv), tiles = static_cast<uint32_t>(t.tiles[0]);
     if (tiles == 0) return c.num_heads_kv;
     const auto pairs = static_cast<uint32_t>(min_of<uint64_t>(uint64_t{tiles} * heads / 2, 0x7fffffff));
-    const uint32_t full = divide(pairs, shape.ctas), lasting = divide(cost, shape.ctas) / longest;
+    const uint32_t full = divide(pairs, shape.ctas);
+    if (full < 2) return c.num_heads_kv;
+    const uint32_t lasting = divide(cost, shape.ctas) / longest;
     return static_cast<int32_t>(ceil_div(heads, clamp<uint32_t>(min_of(full, lasting), 1, heads)));
 }
 
@@ -202,7 +204,7 @@ VARATTN_HD constexpr void share_decodes(const PlanConfig& c, const TileShape& sh
     const auto blocks = static_cast<uint32_t>(total_blocks_cost(c, m, t, true) >> shift);
     s.fair_share[1] =
         static_cast<int32_t>(min_of<uint64_t>(uint64_t{ceil_divide(blocks, shape.ctas)} << shift, kMaxFairShare));
-    s.least_piece[1] = 1;
+    s.least_wave[1] = 1;
     if (s.may_be_wave[1] && !fits_one_wave(c, t.tiles[1], m.streaming_ctas - 1) && are_alike(t, true, 8, 9)) {
         s.fair_share[1] = kMaxFairShare;
         s.may_be_wave[1] = false;
@@ -231,7 +233,8 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
         const auto least = static_cast<int32_t>((prefill + time / 2) / time);
         const int32_t most = c.num_ctas - static_cast<int32_t>(ceil_div(decode, time));
         s.front_ctas = clamp((least + most) / 2, 1, most_front_ctas(c));
-        if (shift == 0) s.time = time;
+        const auto longest = static_cast<uint32_t>(item_cost(m, false, t.most_blocks[0]));
+        if (shift == 0 && longest >= time / 8) s.time = time;
     }
     for (int kind = 0; kind < 2; ++kind) {
         if (t.tiles[kind] == 0) continue;
@@ -239,7 +242,7 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
         s.ctas[kind] = max_of(kind == 1 ? c.num_ctas - s.front_ctas : s.front_ctas, 1);
         const uint32_t each = mixed ? ceil_div<uint32_t>(of_kind, s.ctas[kind]) : ceil_divide(of_kind, shape.ctas);
         s.fair_share[kind] = static_cast<int32_t>(min_of<uint64_t>(uint64_t{each} << shift, kMaxFairShare));
-        s.least_piece[kind] = least_piece(m, kind == 1);
+        s.least_wave[kind] = least_piece(m, kind == 1);
         s.may_be_wave[kind] = fits_one_wave(c, t.tiles[kind], s.ctas[kind]);
     }
     if (t.tiles[0] == 0 && t.tiles[1] > 0) share_decodes(c, shape, m, t, shift, s);
@@ -250,13 +253,13 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
 // At each end, a tile is cut into pieces of at most `target` cost. The fair share is the average load of the end's CTAs.
 // If pieces of the fair share, or of little more, make one wave (every CTA has one piece at most), that is the target: few
 // pieces, which end together. Otherwise five eighths of the fair share: pieces small enough for a longest-first queue to
-// balance, where equal tiles that make more than one and a half rounds stay whole; and the whole of it where the other end's
+// balance, where equal tiles that make 1.6 rounds or more stay whole; and the whole of it where the other end's
 // items do that, since a piece costs more than its price: a chain of tasks ends, rows are merged.
 
 inline constexpr int kNumWaveTargets = 6;  // fair share * (1 + i / 32)
 
 VARATTN_HD constexpr int32_t wave_target(const Shares& s, bool decode, int i) {
-    const int32_t fair = max_of(s.least_piece[decode], s.fair_share[decode]);
+    const int32_t fair = max_of(s.least_wave[decode], s.fair_share[decode]);
     return fair + ((fair + 31) >> 5) * i;
 }
 
@@ -284,10 +287,15 @@ VARATTN_HD constexpr int32_t segments_of(const TileShape& shape, Range blocks) {
     return ((blocks.end - 1) >> shape.segment_log2) - (blocks.begin >> shape.segment_log2) + 1;
 }
 
+// A long tile has at most 16 pieces, which a decode's merge reads at a time, or pieces of eight segments.
+VARATTN_HD constexpr int32_t most_pieces(int32_t segments) {
+    return segments <= 32 ? segments : max_of(segments / 8, 16);
+}
+
 VARATTN_HD constexpr int32_t splits_of(const PlanConfig& c, int32_t cost, int32_t segments, int32_t target) {
     if (c.num_splits == 1 || segments < 2 || cost <= target) return 1;
     const uint32_t pieces = ceil_div(static_cast<uint32_t>(cost), static_cast<uint32_t>(target));
-    return static_cast<int32_t>(min_of<uint32_t>(pieces, min_of(c.num_splits, segments)));
+    return static_cast<int32_t>(min_of<uint32_t>(pieces, min_of(c.num_splits, most_pieces(segments))));
 }
 
 // Slots for partial results that a split tile takes. Too many are cut to a number that is still too large, as sums of these

@@ -214,14 +214,14 @@ private:
         const int32_t ctas = kIsShared ? p_.num_ctas : 1;
         ItemWriter<kIsShared>(p_, s_, lists_, ctas * kFewWarps, warp * ctas + blockIdx.x).write_only(tile, position);
         if (warp == kFewWarps - 1) {
-            FrontChooser chooser(c_, shares);
-            uint32_t key = exists ? tile.key() : kNumOrderKeys;
-            for (uint32_t next = 0; chooser.has_choice(); key = key == next ? kNumOrderKeys : key) {  // in their order
-                next = ~__reduce_max_sync(~0u, ~key);
-                if (!chooser.add(next, __reduce_add_sync(~0u, key == next ? items : 0))) break;
+            int32_t front_ctas = shares.front_ctas;
+            if (shares.time > 0) {
+                FrontChooser chooser(c_, shares);
+                chooser.add_few(exists ? tile.key() : kNumOrderKeys, items);
+                front_ctas = chooser.choose();
             }
             const int32_t front_items = __reduce_add_sync(~0u, decode ? 0 : items);
-            write_header(__reduce_add_sync(~0u, items), front_items, chooser.choose(), shares.section_heads);
+            write_header(__reduce_add_sync(~0u, items), front_items, front_ctas, shares.section_heads);
         }
     }
 
@@ -262,9 +262,12 @@ private:
             }
             __syncthreads();
             if (chooses_front) {
-                FrontChooser chooser(c_, s_.shares);
-                if (chooser.has_choice()) chooser.add_sorted(s_);
-                front_ctas = chooser.choose();
+                front_ctas = s_.shares.front_ctas;
+                if (s_.shares.time > 0) {
+                    FrontChooser chooser(c_, s_.shares);
+                    chooser.add_sorted(s_);
+                    front_ctas = chooser.choose();
+                }
             }
             if (warp >= kFirstOfTeam) writer.write_sorted(sorted.begin, num_tiles, ahead);
             if (!kIsShared) __syncthreads();

@@ -5,7 +5,7 @@
 
 namespace varattn::planner {
 
-// By a warp, of which each lane tries a number.
+// By a warp, of which each lane tries a number, where shares.time is not 0.
 class FrontChooser {
 public:
     __device__ FrontChooser(const PlanConfig& c, const Shares& shares)
@@ -14,15 +14,7 @@ public:
           ctas_(front_choice(c, shares, threadIdx.x % 32)),
           rounds_(max_of(ctas_, 1), shares.time) {}
 
-    __device__ bool has_choice() const { return shares_.time > 0; }
-
-    // Items of the next key. False if it and those after it take no part.
-    __device__ bool add(uint32_t key, int32_t items) {
-        if (key >= kNumOrderKeys / 2 || !runs_in_rounds(shares_, cost_of_key(key))) return false;
-        rounds_.add(items * heads_, cost_of_key(key));
-        return true;
-    }
-    // The same from sorted items: all keys.
+    // All tiles, from their sorted items.
     __device__ void add_sorted(const SharedMemory& s) {
         const int lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -38,13 +30,26 @@ public:
         }
     }
 
+    // All tiles, of which this lane has one at most: its key, and its items.
+    __device__ void add_few(uint32_t key, int32_t items) {
+        for (uint32_t next = 0;; key = key == next ? kNumOrderKeys : key) {
+            next = ~__reduce_max_sync(~0u, ~key);
+            if (!add(next, __reduce_add_sync(~0u, key == next ? items : 0))) return;
+        }
+    }
+
     __device__ int32_t choose() const {
         const uint32_t end = ctas_ > 0 ? rounds_.end : ~0u, first_end = ~__reduce_max_sync(~0u, ~end);
-        const int32_t best = __shfl_sync(~0u, ctas_, __ffs(__ballot_sync(~0u, end == first_end)) - 1);
-        return has_choice() ? best : shares_.front_ctas;
+        return __shfl_sync(~0u, ctas_, __ffs(__ballot_sync(~0u, end == first_end)) - 1);
     }
 
 private:
+    // Items of the next key. False if it and those after it take no part.
+    __device__ bool add(uint32_t key, int32_t items) {
+        if (key >= kNumOrderKeys / 2 || !runs_in_rounds(shares_, cost_of_key(key))) return false;
+        rounds_.add(items * heads_, cost_of_key(key));
+        return true;
+    }
     const uint32_t heads_;
     const Shares& shares_;
     const int32_t ctas_;  // 0: this lane has no number to try

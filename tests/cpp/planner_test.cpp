@@ -267,14 +267,16 @@ int32_t most_splits(int32_t seqs, int32_t q_len, int32_t kv_len, int32_t heads_q
 TEST(Planner, DecodesAreCutToFillOneWaveOfCtas) {
     EXPECT_EQ(most_splits(1, 1, 2048, 32, 8), 16);  // a block each
     EXPECT_EQ(most_splits(1, 1, 65536, 32, 8), 16);
-    EXPECT_EQ(most_splits(2, 1, 8192, 4, 1), 64);
+    EXPECT_EQ(most_splits(2, 1, 4096, 4, 1), 32);
+    EXPECT_EQ(most_splits(2, 1, 8192, 4, 1), 16);  // not more than are merged at a time
+    EXPECT_EQ(most_splits(1, 1, 32768, 8, 2), 32);
     EXPECT_EQ(most_splits(4, 1, 8192, 32, 8), 4);
     // 64 tasks saturate the memory as they are.
     EXPECT_EQ(most_splits(8, 1, 512, 32, 8), 1);
     EXPECT_EQ(most_splits(8, 1, 65536, 32, 8), 1);
 }
 
-TEST(Planner, EqualTilesOfMoreThanOneAndAHalfRoundsStayWhole) {
+TEST(Planner, EqualTilesOfNearlyTwoRoundsStayWhole) {
     EXPECT_EQ(most_splits(128, 1, 4096, 16, 2), 1);
     EXPECT_EQ(most_splits(128, 1, 4096, 256, 2), 1);  // groups of 128, in prefill mode
     EXPECT_EQ(most_splits(70, 1, 4096, 16, 2), 2);
