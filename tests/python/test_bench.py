@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -264,6 +265,32 @@ def test_dry_run_of_a_sweep(only, count, tmp_path):
     sweeps = json.loads((tmp_path / "out.json").read_text())["sweeps"]
     assert list(sweeps) == [only] and len(sweeps[only]) == count
     assert all(p["quality"] == pytest.approx(p["reference_us"] / p["us"]) for p in sweeps[only])
+
+
+@needs_host
+def test_a_simulated_queue():
+    from foresee import Costs, Queue, Task
+
+    costs = Costs(start=1.0, cta_rate=10.0, memory_rate=15.0)
+    prefills = [Task(6.0), Task(5.0), Task(4.0), Task(3.0)]
+    assert Queue(prefills, 2, 2, 0, 1).simulate(costs) == 1 + 9
+    assert Queue(prefills, 1, 1, 0, 1).simulate(costs) == Queue(prefills, 1, 1, 0, 1).least(costs) == 1 + 18
+    # Alone at the CTA's rate; two share the memory's; the longer one goes on alone at its own.
+    decode = Task(2.0, 30)
+    assert Queue([decode], 0, 4, 0, 1).simulate(costs) == 1 + 2 + 3
+    assert Queue([decode, decode], 0, 4, 0, 1).simulate(costs) == 1 + 2 + 4
+    assert Queue([decode, Task(2.0, 60)], 0, 2, 0, 1).simulate(costs) == 1 + 2 + 4 + 3
+    # A CTA that runs out of decodes takes the shortest prefill.
+    assert Queue([*prefills, decode], 1, 2, 0, 1).simulate(costs) == 1 + max(6 + 5, 5 + 3 + 4)
+
+
+@needs_host
+def test_plans_are_foreseen():
+    command = [sys.executable, BENCHMARKS / "foresee.py", "--steps", "3", "--show", "1"]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    quotients = [float(q) for q in re.findall(r"in 3 steps, ([0-9.]+) of what balance allows", done.stdout)]
+    assert len(quotients) == 3 and all(1 <= q < 1.3 for q in quotients)
 
 
 @pytest.mark.parametrize("program", ["bench", "trace_bench", "sweep"])
