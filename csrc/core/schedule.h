@@ -166,6 +166,7 @@ VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces, int
 struct Shares {
     int32_t front_ctas;
     uint32_t time;          // that the step takes, where front_ctas are not final: see Rounds; else 0
+    int32_t most_front;     // that front_ctas may become: see Rounds
     int32_t section_heads;  // see below
     int32_t ctas[2];        // that an end of the queue is planned for
     int32_t fair_share[2];  // average load of these
@@ -187,8 +188,6 @@ VARATTN_HD constexpr int32_t section_heads(const PlanConfig& c, const TileShape&
     const uint32_t lasting = divide(cost, shape.ctas) / longest;
     return static_cast<int32_t>(ceil_div(heads, clamp<uint32_t>(min_of(full, lasting), 1, heads)));
 }
-
-VARATTN_HD constexpr int32_t most_front_ctas(const PlanConfig& c) { return max_of(c.num_ctas - 1, 1); }
 
 inline constexpr int kLeastPieceItems = 3;  // a piece's cost is worth this many times an item's fixed cost
 inline constexpr uint32_t kMaxFairShare = 1 << 30;
@@ -232,7 +231,12 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
         s.balanced[1] = memory_time < load;
         const auto least = static_cast<int32_t>((prefill + time / 2) / time);
         const int32_t most = c.num_ctas - static_cast<int32_t>(ceil_div(decode, time));
-        s.front_ctas = clamp((least + most) / 2, 1, most_front_ctas(c));
+        const int32_t at_most = max_of(c.num_ctas - 1, 1);  // at least one at either end
+        s.front_ctas = clamp((least + most) / 2, 1, at_most);
+        // Decodes that are long, on average a quarter of the time, must not be left for the end.
+        const bool long_decodes = uint64_t{decode} * 4 > uint64_t{time} * static_cast<uint32_t>(t.tiles[1]) *
+                                                             static_cast<uint32_t>(c.num_heads_kv);
+        s.most_front = long_decodes ? clamp(most, s.front_ctas, at_most) : at_most;
         const auto longest = static_cast<uint32_t>(item_cost(m, false, t.most_blocks[0]));
         if (shift == 0 && longest >= time / 8) s.time = time;
     }
@@ -346,14 +350,14 @@ VARATTN_HD constexpr int32_t order_key(const CostModel& m, bool decode, int32_t 
 // ---- Rounds ----------------------------------------------------------------------------------------------------------
 // Long prefill tiles run in rounds: each CTA of the front takes its first one, its second one, and so on. If a few are left
 // over, they take a round more, in which most CTAs of the front have none. So their number is changed, by at most a sixteenth
-// of all CTAs, to the one of which the last round ends first; decodes and short tiles fill in what this leaves.
+// of all CTAs, to the one of which the last round ends first; decodes and short tiles fill in what this leaves, unless these
+// are long.
 
 // Of `index`, in order of preference: the fair number, one more, one less, two more and so on. 0: it can't be.
 inline constexpr int kMaxFrontChoices = 31;
 VARATTN_HD constexpr int32_t front_choice(const PlanConfig& c, const Shares& s, int32_t index) {
     const int32_t change = (index + 1) / 2, ctas = s.front_ctas + (index % 2 ? change : -change);
-    const bool allowed =
-        index < kMaxFrontChoices && change <= c.num_ctas / 16 && ctas > 0 && ctas <= most_front_ctas(c);
+    const bool allowed = index < kMaxFrontChoices && change <= c.num_ctas / 16 && ctas > 0 && ctas <= s.most_front;
     return allowed ? ctas : 0;
 }
 

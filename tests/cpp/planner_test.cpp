@@ -318,6 +318,15 @@ TEST(Planner, LongPrefillTilesRunInEvenRounds) {
     EXPECT_LT(plan_of(2032, 2032, 16, 1600).second, 115);
 }
 
+TEST(Planner, LongDecodesKeepTheirCtasBesideRounds) {
+    Batch batch;
+    batch.add(1958, 1958);
+    batch.add(90, 90);
+    batch.add(1, 4535);  // eight tasks of half of the time
+    const PlanConfig c = config_for(batch, kHopper, 32, 8, 128);
+    EXPECT_LE(Plan(c, batch.lengths()).header().num_front_ctas, 128);
+}
+
 TEST(Planner, AFewLongTilesAmongShortOnesRunInEvenRounds) {
     Batch batch;
     batch.add(959, 7436);  // 240 tasks of 52 to 59 blocks
