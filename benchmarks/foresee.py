@@ -2,8 +2,8 @@
 
 Steps of the traces are planned by the host planner for an H200, and the queue is simulated: CTAs take tasks from its
 two ends, and decodes share the memory's bandwidth. A step is held against the time that it would take if all CTAs ended
-together, so a plan that balances badly shows. Costs were fitted to the steps' times on an H200, and foresee them within
-some 5% (docs/performance.md). With --measured, what trace_bench.py measured stands beside.
+together, so a plan that balances badly shows. Costs were fitted to the times of these steps on an H200; how well, says
+docs/performance.md. With --measured, what trace_bench.py measured stands beside.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from varattn import host
-from varattn.trace import TraceError
+from varattn.picture import FLAG_DECODE
 
-from steps import TRACES, BenchStep, trace_steps, whole_trace
+from steps import BenchStep, chosen_traces, trace_steps
 
 H200 = host.Device(90, 132, "NVIDIA H200")
-FLAG_DECODE = 1
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def measured_times(file: Path) -> dict[str, float]:
 
 
 def main(
-    traces: Annotated[str, typer.Option(help="Traces whose name has this in it.")] = "",
+    traces: Annotated[str, typer.Option(help="Traces in whose name a word begins so.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Steps of each trace.")] = 40,
     whole: Annotated[
         Path | None, typer.Option(help="Folder with the whole traces, as trace_bench.py takes it.")
@@ -165,17 +164,13 @@ def main(
     show: Annotated[int, typer.Option(min=0, help="Steps of each trace to show: the worst.")] = 8,
 ) -> None:
     console, costs = Console(width=140), Costs()
-    chosen = [t for t in TRACES if traces in t.name]
-    if not chosen:
-        console.print(f"foresee: --traces: none has {traces!r} in it")
-        raise typer.Exit(2)
     try:
-        files = [whole_trace(whole, t) if whole else None for t in chosen]
-    except TraceError as error:
-        console.print(f"foresee: --whole: {error}")
+        chosen = chosen_traces(traces, whole)
+    except ValueError as error:
+        console.print(f"foresee: {error}", soft_wrap=True)
         raise typer.Exit(2) from None
     times = measured_times(measured) if measured else {}
-    for setting, file in zip(chosen, files, strict=True):
+    for setting, file in chosen:
         found = list(foresee(trace_steps(setting, steps, file), times, costs))
         print_steps(console, setting.name, sorted(found, key=lambda f: f.least_us / f.us)[:show])
         total, least = sum(f.us for f in found), sum(f.least_us for f in found)

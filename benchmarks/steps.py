@@ -6,6 +6,8 @@ Ragged lengths are drawn with fixed seeds, so every run measures the same steps.
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -203,10 +205,28 @@ def trace_steps(setting: TraceSetting, count: int, trace_file: Path | None = Non
     return [BenchStep(f"{setting.name}, step {i}", "trace", lengths[i]) for i in chosen]
 
 
+def named(option: str, part: str, things: Iterable) -> list:
+    """Those in whose name a word begins with `part`. Raises ValueError, which names the option, if there is none."""
+    found = [thing for thing in things if re.search(rf"\b{re.escape(part)}", thing.name)]
+    if not found:
+        raise ValueError(
+            f"{option}: got {part!r}; takes the beginning of a word of: {'; '.join(t.name for t in things)}"
+        )
+    return found
+
+
+def chosen_traces(traces: str, whole: Path | None) -> list[tuple[TraceSetting, Path | None]]:
+    """As options --traces and --whole ask for them, with the file of each if it is not its excerpt.
+
+    Raises ValueError if they ask for what there is not.
+    """
+    return [(t, whole_trace(whole, t) if whole else None) for t in named("--traces", traces, TRACES)]
+
+
 def whole_trace(folder: Path, setting: TraceSetting) -> Path:
     """The file of a folder that has the requests of which the setting's excerpt is a part, by its name."""
     found = sorted(folder.glob(f"*{setting.excerpt}*.csv"))
     if len(found) != 1:
         names = ", ".join(f.name for f in found) or "none"
-        raise TraceError(f"{folder}: takes one CSV file with '{setting.excerpt}' in its name; got {names}")
+        raise TraceError(f"--whole: {folder}: takes one CSV file with '{setting.excerpt}' in its name; got {names}")
     return found[0]

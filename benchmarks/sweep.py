@@ -29,7 +29,7 @@ from rich.table import Table
 from bench import OurCalls, Settings, describe, open_console
 from inputs import StepInputs
 from peers import Fa3
-from steps import BenchStep, Heads, decodes
+from steps import BenchStep, Heads, decodes, named
 from timing import captured, measure_rates, time_alternating
 
 MAX_KV_BYTES = 16e9
@@ -151,7 +151,7 @@ SWEEPS = (
 
 
 def main(
-    only: Annotated[str, typer.Option(help="Sweeps whose name has this in it.")] = "",
+    only: Annotated[str, typer.Option(help="Sweeps in whose name a word begins so.")] = "",
     fa3: Annotated[Path | None, typer.Option(help="vLLM's _vllm_fa3_C.abi3.so: its splits are swept too.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every point here.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Of the points over splits, one of so many.")] = 1,
@@ -160,12 +160,11 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the inputs; drawn if not given.")] = -1,
 ) -> None:
     console = open_console("sweep", device, fa3)
-    chosen = [s for s in SWEEPS if only in s.name]
-    if not chosen:
-        console.print(
-            f"sweep: --only: no sweep has {only!r} in its name; there are {', '.join(s.name for s in SWEEPS)}"
-        )
-        raise typer.Exit(2)
+    try:
+        chosen = named("--only", only, SWEEPS)
+    except ValueError as error:
+        console.print(f"sweep: {error}", soft_wrap=True)
+        raise typer.Exit(2) from None
     seed = seed if seed >= 0 else time.time_ns() % 2**31
     on_gpu = device == "cuda"
     settings = Settings(torch.device(device), seconds if on_gpu else 0.0, True, 0, 0, seed)

@@ -28,12 +28,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import varattn
-from varattn.trace import TraceError
 
 from bench import Settings, describe, open_console
 from inputs import COLD_BYTES, StepInputs
 from peers import SPLITS_BOUND, Fa3
-from steps import TRACES, BenchStep, TraceSetting, trace_steps, whole_trace
+from steps import TRACES, BenchStep, TraceSetting, chosen_traces, trace_steps
 from timing import CapturedCalls, EagerCalls, SpunCalls, Timing, measure_rates, time_alternating
 
 LAYERS = 32
@@ -230,7 +229,7 @@ def measure(
 
 def main(
     fa3: Annotated[Path | None, typer.Option(help="vLLM's _vllm_fa3_C.abi3.so, to compare with.")] = None,
-    traces: Annotated[str, typer.Option(help="Traces whose name has this in it.")] = "",
+    traces: Annotated[str, typer.Option(help="Traces in whose name a word begins so.")] = "",
     steps: Annotated[int, typer.Option(min=1, help="Steps of each trace.")] = 40,
     whole: Annotated[
         Path | None,
@@ -244,14 +243,10 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the inputs; drawn if not given.")] = -1,
 ) -> None:
     console = open_console("trace_bench", device, fa3)
-    chosen = [t for t in TRACES if traces in t.name]
-    if not chosen:
-        console.print(f"trace_bench: --traces: none has {traces!r} in it")
-        raise typer.Exit(2)
     try:
-        files = {t.name: whole_trace(whole, t) if whole else None for t in chosen}
-    except TraceError as error:
-        console.print(f"trace_bench: --whole: {error}")
+        chosen = chosen_traces(traces, whole)
+    except ValueError as error:
+        console.print(f"trace_bench: {error}", soft_wrap=True)
         raise typer.Exit(2) from None
     seed = seed if seed >= 0 else time.time_ns() % 2**31
     settings = Settings(torch.device(device), seconds, False, 0, 0, seed)
@@ -264,8 +259,8 @@ def main(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(chosen) * steps)
-        for setting in chosen:
-            picked = [replace(s, page_size=page_size) for s in trace_steps(setting, steps, files[setting.name])]
+        for setting, file in chosen:
+            picked = [replace(s, page_size=page_size) for s in trace_steps(setting, steps, file)]
             if device == "cpu":
                 picked = [s.shrunk() for s in picked]
             pool = Pool(setting, picked, settings)

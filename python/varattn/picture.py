@@ -1,7 +1,8 @@
 """A picture of a plan: which CTA does which work item, over planned cost.
 
 The queue is simulated as the attention kernel runs it: CTAs pop one (item, KV head) at a time, `num_front_ctas` of them
-from the front of the list and the others from the back, until the two ends meet. Planned costs stand in for time.
+from the front of the list and the others from the back, until the two ends meet. Planned costs stand in for time. That
+the Hopper engine runs many prefills in sections of some KV heads each is left out.
 """
 
 from __future__ import annotations

@@ -293,6 +293,24 @@ def test_plans_are_foreseen():
     assert len(quotients) == 3 and all(1 <= q < 1.3 for q in quotients)
 
 
+@pytest.mark.parametrize(
+    ("program", "option"),
+    [("trace_bench", "--traces"), ("sweep", "--only"), pytest.param("foresee", "--traces", marks=needs_host)],
+)
+def test_a_name_that_there_is_not(program, option):
+    device = [] if program == "foresee" else ["--device", "cpu"]
+    command = [sys.executable, BENCHMARKS / f"{program}.py", *device, option, "ode"]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and f"{program}: {option}: got 'ode'; takes" in done.stdout
+
+
+def test_traces_are_chosen_by_words():
+    from steps import chosen_traces
+
+    assert [t.excerpt for t, _ in chosen_traces("code", None)] == ["code"]  # not the one of 4 tokens a decode
+    assert [t.excerpt for t, _ in chosen_traces("", None)] == ["conv", "code", "conv"]
+
+
 @pytest.mark.parametrize("program", ["bench", "trace_bench", "sweep"])
 def test_a_peer_needs_a_gpu(program, tmp_path):
     command = [sys.executable, BENCHMARKS / f"{program}.py", "--device", "cpu", "--fa3", tmp_path / "fa3.so"]
