@@ -153,10 +153,10 @@ VARATTN_HD constexpr uint64_t total_cost(const PlanConfig& c, const CostModel& m
            uint64_t{static_cast<uint32_t>(t.tiles[decode])} * item * static_cast<uint32_t>(c.num_heads_kv);
 }
 
-// Whether tiles have on average at least `part / whole` of the blocks of the longest.
-VARATTN_HD constexpr bool are_alike(const Totals& t, bool decode, uint32_t part, uint32_t whole) {
-    return uint64_t{t.blocks[decode]} * whole >=
-           uint64_t{static_cast<uint32_t>(t.tiles[decode])} * static_cast<uint32_t>(t.most_blocks[decode]) * part;
+// Whether decodes have on average at least 8/9 of the blocks of the longest.
+VARATTN_HD constexpr bool decodes_are_alike(const Totals& t) {
+    return uint64_t{t.blocks[1]} * 9 >=
+           uint64_t{static_cast<uint32_t>(t.tiles[1])} * static_cast<uint32_t>(t.most_blocks[1]) * 8;
 }
 
 VARATTN_HD constexpr bool fits_one_wave(const PlanConfig& c, int64_t pieces, int32_t ctas) {
@@ -204,7 +204,7 @@ VARATTN_HD constexpr void share_decodes(const PlanConfig& c, const TileShape& sh
     s.fair_share[1] =
         static_cast<int32_t>(min_of<uint64_t>(uint64_t{ceil_divide(blocks, shape.ctas)} << shift, kMaxFairShare));
     s.least_wave[1] = 1;
-    if (s.may_be_wave[1] && !fits_one_wave(c, t.tiles[1], m.streaming_ctas - 1) && are_alike(t, true, 8, 9)) {
+    if (s.may_be_wave[1] && !fits_one_wave(c, t.tiles[1], m.streaming_ctas - 1) && decodes_are_alike(t)) {
         s.fair_share[1] = kMaxFairShare;
         s.may_be_wave[1] = false;
     }

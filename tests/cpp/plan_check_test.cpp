@@ -68,6 +68,8 @@ TEST_F(PlanCheck, FindsBrokenHeaders) {
         [](PlanHeader& h) { h.num_front_items -= 1; },
         [](PlanHeader& h) { h.num_front_ctas = h.config.num_ctas; },
         [](PlanHeader& h) { h.num_front_ctas = 0; },
+        [](PlanHeader& h) { h.section_heads = 0; },
+        [](PlanHeader& h) { h.section_heads = h.config.num_heads_kv + 1; },
         [](PlanHeader& h) { h.num_split_tiles -= 1; },
         [](PlanHeader& h) { h.num_split_tiles += 1; },
         [](PlanHeader& h) { h.num_partial_rows -= 1; },

@@ -78,7 +78,7 @@ struct PlanHeader {
     int32_t num_split_tiles;   // tiles with more than one split
     int32_t num_partial_rows;  // rows of partial results in use, per KV head
     int32_t q_begin, q_end;    // rows of q that belong to a sequence; all others are padding
-    int32_t section_heads;     // prefill tasks run in sections of so many KV heads, one after the other
+    int32_t section_heads;     // Hopper engine: prefills run in sections of so many KV heads, one after the other
     int32_t reserved[38];
 };
 static_assert(sizeof(PlanHeader) == 256);
