@@ -141,7 +141,6 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
     std::vector<uint32_t> tasks(kNumOrderKeys / 2);
     for (const PlannedTile& t : tiles)
         if (!t.decode) tasks[key(&t)] += t.num_splits * c.num_heads_kv;
-    header.num_front_ctas = choose_front(c, shares, tasks);
 
     auto* items = reinterpret_cast<WorkItem*>(static_cast<char*>(plan) + plan_layout(c).items);
     for (const PlannedTile* t : order) {
@@ -150,6 +149,8 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
                                                   s, t->num_splits, t->first_slot);
         if (!t->decode) header.num_front_items = header.num_items;
     }
+    header.num_front_ctas =
+        final_front_ctas(c, choose_front(c, shares, tasks), header.num_front_items, header.num_items);
     std::memcpy(plan, &header, sizeof header);
 }
 

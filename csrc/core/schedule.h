@@ -392,6 +392,14 @@ private:
     }
 };
 
+// CTAs for which there is no decode start at the front after all: one long decode with many short prefills takes 1% less.
+VARATTN_HD constexpr int32_t final_front_ctas(const PlanConfig& c, int32_t front_ctas, int32_t num_front_items,
+                                              int32_t num_items) {
+    if (num_front_items == 0 || num_front_items == num_items) return front_ctas;
+    const int64_t decodes = int64_t{num_items - num_front_items} * c.num_heads_kv;
+    return max_of(front_ctas, static_cast<int32_t>(c.num_ctas - min_of<int64_t>(decodes, c.num_ctas)));
+}
+
 // A split tile's place among the partial results: slots are handed out at each end, in order of (sequence, tile).
 VARATTN_HD constexpr int32_t partial_row_of(const PlanConfig& c, const TileShape& shape, bool decode,
                                             int32_t first_slot) {

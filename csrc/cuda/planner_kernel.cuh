@@ -324,7 +324,7 @@ private:
             header.magic = kPlanMagic;
             header.num_items = num_items;
             header.num_front_items = num_front_items;
-            header.num_front_ctas = num_front_ctas;
+            header.num_front_ctas = final_front_ctas(c_, num_front_ctas, num_front_items, num_items);
             header.section_heads = section_heads;
         }
         __syncwarp();

@@ -329,6 +329,18 @@ TEST(Planner, LongDecodesKeepTheirCtasBesideRounds) {
     EXPECT_LE(Plan(c, batch.lengths()).header().num_front_ctas, 128);
 }
 
+TEST(Planner, CtasWithoutADecodeStartAtTheFront) {
+    Batch batch;
+    batch.add(1, 65536);
+    for (int32_t i = 0; i < 31; ++i)
+        batch.add(64, 64);
+    const PlanConfig c = config_for(batch, kHopper, 32, 8, 128);
+    Plan plan(c, batch.lengths());
+    const int32_t decodes = (plan.header().num_items - plan.header().num_front_items) * 8;
+    EXPECT_LT(decodes, 132);
+    EXPECT_EQ(plan.header().num_front_ctas, 132 - decodes);
+}
+
 TEST(Planner, AFewLongTilesAmongShortOnesRunInEvenRounds) {
     Batch batch;
     batch.add(959, 7436);  // 240 tasks of 52 to 59 blocks
