@@ -24,7 +24,7 @@ from rich.table import Table
 from varattn import host
 from varattn.picture import FLAG_DECODE
 
-from steps import BenchStep, chosen_traces, trace_steps
+from steps import BenchStep, Heads, chosen_traces, trace_steps
 
 H200 = host.Device(90, 132, "NVIDIA H200")
 
@@ -160,18 +160,19 @@ def main(
     whole: Annotated[
         Path | None, typer.Option(help="Folder with the whole traces, as trace_bench.py takes it.")
     ] = None,
+    heads: Annotated[str, typer.Option(help="Query heads/KV heads.")] = "32/8",
     measured: Annotated[Path | None, typer.Option(help="The JSON of a trace_bench.py run on the same steps.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Steps of each trace to show: the worst.")] = 8,
 ) -> None:
     console, costs = Console(width=140), Costs()
     try:
-        chosen = chosen_traces(traces, whole)
+        chosen, of_model = chosen_traces(traces, whole), Heads.parse(heads)
     except ValueError as error:
         console.print(f"foresee: {error}", soft_wrap=True)
         raise typer.Exit(2) from None
     times = measured_times(measured) if measured else {}
     for setting, file in chosen:
-        found = list(foresee(trace_steps(setting, steps, file), times, costs))
+        found = list(foresee(trace_steps(setting, steps, file, of_model), times, costs))
         print_steps(console, setting.name, sorted(found, key=lambda f: f.least_us / f.us)[:show])
         total, least = sum(f.us for f in found), sum(f.least_us for f in found)
         line = f"{setting.name}: {total:.0f} us in {steps} steps, {total / least:.3f} of what balance allows"

@@ -22,6 +22,15 @@ class Heads:
     kv: int
     dim: int = 128
 
+    @staticmethod
+    def parse(text: str) -> Heads:
+        """Of "32/8": query heads, KV heads. Raises ValueError, which names the option."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        q, kv = map(int, match.groups()) if match else (0, 0)
+        if kv == 0 or q == 0 or q % kv:
+            raise ValueError(f"--heads: got {text!r}; takes QUERY/KV, a multiple of the other, such as 32/8")
+        return Heads(q, kv)
+
 
 LLAMA_8B = Heads(32, 8)
 LLAMA_8B_TP8 = Heads(8, 1)
@@ -184,7 +193,9 @@ TRACES = (
 )
 
 
-def trace_steps(setting: TraceSetting, count: int, trace_file: Path | None = None) -> list[BenchStep]:
+def trace_steps(
+    setting: TraceSetting, count: int, trace_file: Path | None = None, heads: Heads = LLAMA_8B
+) -> list[BenchStep]:
     """`count` steps of a trace, evenly spaced between the filling of the engine and the last admission.
 
     Of `trace_file`, or of the excerpt that ships with the package.
@@ -202,7 +213,7 @@ def trace_steps(setting: TraceSetting, count: int, trace_file: Path | None = Non
             last = step.index
     first = min(last // 3, setting.max_running)
     chosen = [first + (last - first) * i // count for i in range(count)]
-    return [BenchStep(f"{setting.name}, step {i}", "trace", lengths[i]) for i in chosen]
+    return [BenchStep(f"{setting.name}, step {i}", "trace", lengths[i], heads) for i in chosen]
 
 
 def named(option: str, part: str, things: Iterable) -> list:

@@ -282,7 +282,6 @@ TEST(Planner, EqualTilesOfNearlyTwoRoundsStayWhole) {
     EXPECT_EQ(most_splits(128, 1, 4096, 16, 2), 1);
     EXPECT_EQ(most_splits(128, 1, 4096, 256, 2), 1);  // groups of 128, in prefill mode
     EXPECT_EQ(most_splits(70, 1, 4096, 16, 2), 2);
-    EXPECT_EQ(most_splits(70, 1, 4096, 256, 2), 2);
 }
 
 TEST(Planner, SectionsLastAsLongAsTheLongestTile) {
@@ -354,20 +353,19 @@ TEST(Planner, AFewLongTilesAmongShortOnesRunInEvenRounds) {
     EXPECT_LE(front, 124);
 }
 
-TEST(Planner, PrefillsThatDecodesEvenOutStayWhole) {
-    auto splits_of = [](int32_t decodes) {
+TEST(Planner, QueuedPrefillsAreCutForTheFairShareIntoLongPieces) {
+    auto split_tiles = [](std::initializer_list<std::pair<int32_t, int32_t>> lengths, int32_t heads_kv) {
         Batch batch;
-        batch.add(530, 7400);
-        batch.add(1000, 1000);
-        for (int32_t i = 0; i < decodes; ++i)
-            batch.add(1, 1700);
-        const PlanConfig c = config_for(batch, kHopper, 32, 8, 128);
-        Plan plan(c, batch.lengths());
-        return plan.header().num_split_tiles;
+        for (auto [q_len, kv_len] : lengths)
+            batch.add(q_len, kv_len);
+        const PlanConfig c = config_for(batch, kHopper, heads_kv * 4, heads_kv, 128);
+        return Plan(c, batch.lengths()).header().num_split_tiles;
     };
-    EXPECT_GT(splits_of(0), 0);
-    EXPECT_GT(splits_of(1), 0);
-    EXPECT_EQ(splits_of(20), 0);
+    EXPECT_EQ(split_tiles({{1000, 1000}, {530, 7400}}, 8), 0);
+    EXPECT_EQ(split_tiles({{1000, 1000}, {100, 7400}}, 8), 4);  // each costs two fair shares
+    // Tiles of 14 blocks and less stay whole, however small the fair share.
+    EXPECT_EQ(split_tiles({{1792, 1792}, {1792, 1792}, {1792, 1792}}, 1), 0);
+    EXPECT_EQ(split_tiles({{1792, 1793}, {1792, 1792}, {1792, 1792}}, 1), 1);
 }
 
 TEST(Planner, LongestItemsComeFirst) {

@@ -285,8 +285,9 @@ def test_a_simulated_queue():
 
 
 @needs_host
-def test_plans_are_foreseen():
-    command = [sys.executable, BENCHMARKS / "foresee.py", "--steps", "3", "--show", "1"]
+@pytest.mark.parametrize("heads", ["32/8", "16/2"])
+def test_plans_are_foreseen(heads):
+    command = [sys.executable, BENCHMARKS / "foresee.py", "--steps", "3", "--show", "1", "--heads", heads]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     quotients = [float(q) for q in re.findall(r"in 3 steps, ([0-9.]+) of what balance allows", done.stdout)]
@@ -333,7 +334,7 @@ def test_what_a_sweep_is_held_to():
 
 
 def test_figures_of_a_trace():
-    from steps import TRACES, BenchStep
+    from steps import TRACES, BenchStep, Heads
     from timing import Timing
     from trace_bench import FA3_BOUND, ONE_GRAPH, StepTimes, figures
 
@@ -350,6 +351,17 @@ def test_figures_of_a_trace():
     assert found["one graph over planned alone"] == (None, "")
     assert found["one graph, padding left, over planned alone"] == (None, "")
     assert "MISSED" in dict((f.name, f.verdict) for f in figures(TRACES[1].name, rows))["FA3 plan 32 over one graph"]
+    of_others = [replace(row, step=replace(step, heads=Heads(8, 1))) for row in rows]
+    assert not any(f.verdict for f in figures(TRACES[0].name, of_others))
+
+
+def test_heads_are_parsed():
+    from steps import Heads
+
+    assert Heads.parse("28/4") == Heads(28, 4)
+    for text in ("32", "8/3", "8/0", "0/1", "a/b", "8/1 "):
+        with pytest.raises(ValueError, match="--heads: got"):
+            Heads.parse(text)
 
 
 @needs_host
