@@ -36,7 +36,7 @@ class Costs:
     start: float = 4.5  # of a launch
     prefill_task: float = 2.6
     prefill_block: float = 1.52
-    prefill_piece: float = 12.0  # what a split tile's piece costs more
+    prefill_piece: float = 6.0  # what a split tile's piece costs more
     decode_task: float = 2.5  # then its keys and values stream
     cta_rate: float = 90e3
     memory_rate: float = 4600e3
@@ -147,10 +147,14 @@ def foresee(steps: list[BenchStep], measured: dict[str, float], costs: Costs) ->
         yield Foreseen(step, queue, queue.simulate(costs), whole.least(costs), measured.get(step.title))
 
 
-def measured_times(file: Path) -> dict[str, float]:
-    """us of a layer planned alone, by the step's title, from the JSON of trace_bench.py."""
-    traces = json.loads(file.read_text())["traces"].values()
-    steps = [step for trace in traces for step in trace["steps"]]
+def measured_times(file: Path, heads: str) -> dict[str, float]:
+    """us of a layer planned alone, by the step's title, from trace_bench.py's JSON. Raises ValueError: other heads."""
+    found = json.loads(file.read_text())
+    if found["context"]["heads"] != heads:
+        raise ValueError(
+            f"--measured: {file}: got steps of {found['context']['heads']} heads; takes {heads}, as --heads"
+        )
+    steps = [step for trace in found["traces"].values() for step in trace["steps"]]
     return {s["title"]: s["times"]["planned alone"]["median"] * 1e6 for s in steps}
 
 
@@ -167,10 +171,10 @@ def main(
     console, costs = Console(width=140), Costs()
     try:
         chosen, of_model = chosen_traces(traces, whole), Heads.parse(heads)
+        times = measured_times(measured, heads) if measured else {}
     except ValueError as error:
         console.print(f"foresee: {error}", soft_wrap=True)
         raise typer.Exit(2) from None
-    times = measured_times(measured) if measured else {}
     for setting, file in chosen:
         found = list(foresee(trace_steps(setting, steps, file, of_model), times, costs))
         print_steps(console, setting.name, sorted(found, key=lambda f: f.least_us / f.us)[:show])

@@ -305,6 +305,18 @@ def test_a_name_that_there_is_not(program, option):
     assert done.returncode == 2 and f"{program}: {option}: got 'ode'; takes" in done.stdout
 
 
+@needs_host
+def test_measured_steps_of_other_heads_are_refused(tmp_path):
+    from foresee import measured_times
+
+    step = {"title": "a step", "times": {"planned alone": {"median": 2e-6}}}
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"context": {"heads": "32/8"}, "traces": {"a trace": {"steps": [step]}}}))
+    assert measured_times(file, "32/8") == {"a step": 2.0}
+    with pytest.raises(ValueError, match=r"--measured: .*got steps of 32/8 heads; takes 8/1"):
+        measured_times(file, "8/1")
+
+
 def test_traces_are_chosen_by_words():
     from steps import chosen_traces
 
