@@ -190,7 +190,7 @@ VARATTN_HD constexpr int32_t section_heads(const PlanConfig& c, const TileShape&
 }
 
 inline constexpr int kLeastPieceItems = 3;     // a piece's cost is worth this many times an item's fixed cost
-inline constexpr int kLeastQueuedBlocks = 14;  // of a prefill's piece in a queue
+inline constexpr int kLeastQueuedBlocks = 14;  // of a prefill's piece in a queue, as measured
 inline constexpr uint32_t kMaxFairShare = 1 << 30;
 
 VARATTN_HD constexpr int32_t least_piece(const CostModel& m, bool decode) {
