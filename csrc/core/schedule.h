@@ -172,7 +172,7 @@ struct Shares {
     int32_t fair_share[2];  // average load of these
     int32_t least_wave[2];  // the least target of a wave
     bool may_be_wave[2];    // every tile can have a CTA of its own
-    bool prefills_balance;  // decodes, whose pieces need not be small for that
+    bool balanced[2];       // by other items: pieces need not be small for that
 };
 
 // Prefill tasks run in sections of some KV heads each, one section after the other, so that the tiles that run at a time
@@ -227,7 +227,9 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
     if (mixed) {
         const uint32_t memory_time = ceil_div<uint32_t>(decode, m.streaming_ctas),
                        load = ceil_divide(prefill + decode, shape.ctas), time = max_of(memory_time, load);
-        s.prefills_balance = memory_time < load;
+        // Decodes are short, but those that memory bounds take longer than their price.
+        s.balanced[0] = decode >= prefill / 8;
+        s.balanced[1] = memory_time < load;
         const auto least = static_cast<int32_t>((prefill + time / 2) / time);
         const int32_t most = c.num_ctas - static_cast<int32_t>(ceil_div(decode, time));
         const int32_t at_most = max_of(c.num_ctas - 1, 1);  // at least one at either end
@@ -248,6 +250,7 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
         s.least_wave[kind] = least_piece(m, kind == 1);
         s.may_be_wave[kind] = fits_one_wave(c, t.tiles[kind], s.ctas[kind]);
     }
+    s.balanced[0] |= int64_t{t.tiles[0]} * c.num_heads_kv * 5 >= int64_t{s.ctas[0]} * 8;
     if (t.tiles[0] == 0 && t.tiles[1] > 0) share_decodes(c, shape, m, t, shift, s);
     return s;
 }
@@ -255,10 +258,10 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
 // ---- Splitting -------------------------------------------------------------------------------------------------------
 // At each end, a tile is cut into pieces of at most `target` cost. The fair share is the average load of the end's CTAs.
 // If pieces of the fair share, or of little more, make one wave (every CTA has one piece at most), that is the target: few
-// pieces, which end together. Otherwise a longest-first queue balances them. Prefills have the fair share, or more, since a
-// piece costs more than its price: a chain of tasks ends, rows are merged. So do decodes where prefills balance them. Else
-// decodes have five eighths of it: pieces small enough for the queue, where equal tiles that make 1.6 rounds or more stay
-// whole.
+// pieces, which end together. Otherwise five eighths of the fair share: pieces small enough for a longest-first queue to
+// balance, where equal tiles that make 1.6 rounds or more stay whole; and the whole of it where other items do that, since a
+// piece costs more than its price: a chain of tasks ends, rows are merged. Other items are those of the other end, and, of
+// prefills, the other tiles, if all of them make 1.6 rounds or more.
 
 inline constexpr int kNumWaveTargets = 6;  // fair share * (1 + i / 32)
 
@@ -269,8 +272,8 @@ VARATTN_HD constexpr int32_t wave_target(const Shares& s, bool decode, int i) {
 
 VARATTN_HD constexpr int32_t queue_target(const CostModel& m, const Shares& s, bool decode) {
     const int32_t fair = s.fair_share[decode];
-    if (!decode) return max_of(kLeastQueuedBlocks * m.block, fair);
-    return max_of(least_piece(m, true), s.prefills_balance ? fair : fair - 3 * (fair >> 3));
+    const int32_t least = decode ? least_piece(m, true) : kLeastQueuedBlocks * m.block;
+    return max_of(least, s.balanced[decode] ? fair : fair - 3 * (fair >> 3));
 }
 
 // Whether it is plain, without dividing, that no tile is split: the largest costs at most half the average load of all CTAs.

@@ -282,6 +282,7 @@ TEST(Planner, EqualTilesOfNearlyTwoRoundsStayWhole) {
     EXPECT_EQ(most_splits(128, 1, 4096, 16, 2), 1);
     EXPECT_EQ(most_splits(128, 1, 4096, 256, 2), 1);  // groups of 128, in prefill mode
     EXPECT_EQ(most_splits(70, 1, 4096, 16, 2), 2);
+    EXPECT_EQ(most_splits(70, 1, 4096, 256, 2), 2);
 }
 
 TEST(Planner, SectionsLastAsLongAsTheLongestTile) {
@@ -353,19 +354,30 @@ TEST(Planner, AFewLongTilesAmongShortOnesRunInEvenRounds) {
     EXPECT_LE(front, 124);
 }
 
-TEST(Planner, QueuedPrefillsAreCutForTheFairShareIntoLongPieces) {
-    auto split_tiles = [](std::initializer_list<std::pair<int32_t, int32_t>> lengths, int32_t heads_kv) {
-        Batch batch;
-        for (auto [q_len, kv_len] : lengths)
-            batch.add(q_len, kv_len);
-        const PlanConfig c = config_for(batch, kHopper, heads_kv * 4, heads_kv, 128);
-        return Plan(c, batch.lengths()).header().num_split_tiles;
-    };
-    EXPECT_EQ(split_tiles({{1000, 1000}, {530, 7400}}, 8), 0);
-    EXPECT_EQ(split_tiles({{1000, 1000}, {100, 7400}}, 8), 4);  // each costs two fair shares
-    // Tiles of 14 blocks and less stay whole, however small the fair share.
+int32_t split_tiles(std::vector<std::pair<int32_t, int32_t>> lengths, int32_t heads_kv) {
+    Batch batch;
+    for (auto [q_len, kv_len] : lengths)
+        batch.add(q_len, kv_len);
+    const PlanConfig c = config_for(batch, kHopper, heads_kv * 4, heads_kv, 128);
+    return Plan(c, batch.lengths()).header().num_split_tiles;
+}
+
+TEST(Planner, PrefillsThatOtherItemsEvenOutStayWhole) {
+    // Tiles of less than the fair share, and of more than five eighths of it: 1.2 rounds of them.
+    std::vector<std::pair<int32_t, int32_t>> lengths(5, {1024, 4096});
+    EXPECT_GT(split_tiles(lengths, 1), 0);
+    lengths.insert(lengths.end(), 60, {1, 4096});
+    EXPECT_EQ(split_tiles(lengths, 1), 0);
+    // 2.2 rounds.
+    lengths.assign(9, {1024, 4096});
+    lengths.push_back({128, 7000});  // the same
+    EXPECT_EQ(split_tiles(lengths, 1), 0);
+    EXPECT_EQ(split_tiles({{1000, 1000}, {100, 7400}}, 8), 4);  // tiles of more than two fair shares
+}
+
+TEST(Planner, QueuedPrefillsAreNotCutIntoShortPieces) {
     EXPECT_EQ(split_tiles({{1792, 1792}, {1792, 1792}, {1792, 1792}}, 1), 0);
-    EXPECT_EQ(split_tiles({{1792, 1793}, {1792, 1792}, {1792, 1792}}, 1), 1);
+    EXPECT_EQ(split_tiles({{1792, 1793}, {1792, 1792}, {1792, 1792}}, 1), 1);  // one of its tiles has 15 blocks
 }
 
 TEST(Planner, LongestItemsComeFirst) {
