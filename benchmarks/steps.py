@@ -28,7 +28,7 @@ class Heads:
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         q, kv = map(int, match.groups()) if match else (0, 0)
         if kv == 0 or q == 0 or q % kv:
-            raise ValueError(f"--heads: got {text!r}; takes QUERY/KV, a multiple of the other, such as 32/8")
+            raise ValueError(f"--heads: got {text!r}; takes query heads/KV heads, whole groups of them, such as 32/8")
         return Heads(q, kv)
 
 

@@ -87,9 +87,8 @@ def figures(trace: str, rows: list[StepTimes]) -> list[Figure]:
         return a / b if a and b else None
 
     ours = total(ONE_GRAPH)
-    fa3_ratio, share, most_one_graph, most_invariant = (*TARGETS[trace], 1.02, 1.15)
-    if rows[0].step.heads != LLAMA_8B:
-        fa3_ratio = share = most_one_graph = most_invariant = None
+    has_targets = rows[0].step.heads == LLAMA_8B
+    fa3_ratio, share, most_one_graph, most_invariant = (*TARGETS[trace], 1.02, 1.15) if has_targets else (None,) * 4
     return [
         Figure("floor over one graph", over(sum(r.floor for r in rows), ours), at_least=share),
         Figure(f"{FA3_BOUND} over one graph", over(total(FA3_BOUND), ours), at_least=fa3_ratio),
