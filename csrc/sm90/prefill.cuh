@@ -47,14 +47,15 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     RowSoftmax<kScores> softmax;
 
     int has_output = 0;  // whether `o` holds products of the task at hand: the first one does not add
-    // Of the task whose scores are next.
-    int32_t whole_begin, whole_end;  // blocks outside hold keys that some row of the warpgroup does not see
+    // Of the task whose scores are next. Blocks outside of the whole ones hold keys that some row of the warpgroup does not see;
+    // with a softcap, no block is whole.
+    int32_t whole_begin, whole_end;
     int32_t block, last_block;
     auto task = [&]() -> const Work& { return sm.work[slot.stage]; };
     auto begin_task = [&] {
         const Work& w = task();
         whole_begin = w.whole_begin[wg];
-        whole_end = w.whole_end[wg];
+        whole_end = p.score_scale != 0.f ? 0 : w.whole_end[wg];
         block = w.block_end - 1;
         last_block = w.block_end - w.num_blocks;
         mbarrier_wait(&sm.q_full[q_slot.stage], q_slot.full_parity());
@@ -121,11 +122,11 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         named_barrier_sync(kBarrierWarpgroup + wg, 128);
     };
     auto finish_scores = [&] {
-        if (p.score_scale != 0.f) cap_scores(s, p.score_scale);
-        if (block >= whole_end || block < whole_begin) {
+        if (block >= whole_end || block < whole_begin) {  // one branch over whatever is seldom
+            if (p.score_scale != 0.f) cap_scores(s, p.score_scale);
             const Range visible = visible_to_row(p, task(), row), next_visible = visible_to_row(p, task(), row + 8);
             const int column = block * C::kBlockN + lane % 4 * 2;
-            if (block >= whole_end) mask_end(s, visible.end - column, next_visible.end - column);
+            mask_end(s, visible.end - column, next_visible.end - column);
             if (block < whole_begin) mask_begin(s, visible.begin - column, next_visible.begin - column);
         }
     };

@@ -14,14 +14,13 @@ struct RowSoftmax {
     static constexpr float kLarge = 16384.f;  // float16 ends at 65504
 
     float top[2] = {-INFINITY, -INFINITY};  // the reference, a raw score
+    float offset[2] = {0.f, 0.f};           // the same as an exponent of 2, or 0 if there is none yet
     float sum[2] = {0.f, 0.f};              // this thread's share
 
     // Probabilities of kCount scores from kFirst on, added to the block's sums. Of use unless the block turns out late.
     template <int kFirst, int kCount>
     __device__ __forceinline__ void exponentiate(const float (&s)[kScores], float scale_log2, float (&x)[kCount],
                                                  float (&block_sum)[2]) const {
-        const float offset[2] = {top[0] == -INFINITY ? 0.f : top[0] * scale_log2,
-                                 top[1] == -INFINITY ? 0.f : top[1] * scale_log2};
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
             x[i] = exp2_approx(fmaf(s[kFirst + i], scale_log2, -offset[i / 2 % 2]));
@@ -44,6 +43,7 @@ struct RowSoftmax {
         if (!late) m = top[h];
         const float factor = m == top[h] ? 1.f : exp2_approx((top[h] - m) * scale_log2);
         top[h] = m;
+        offset[h] = m == -INFINITY ? 0.f : m * scale_log2;
         sum[h] *= factor;
         return factor;
     }
