@@ -86,6 +86,7 @@ class Settings:
     sm_margin: int
     num_splits: int
     seed: int
+    batch_invariant: bool = False
 
     def sm_margin_of(self, step: BenchStep) -> int:
         return self.sm_margin if step.sms is None else max(0, num_sms(self.device) - step.sms)
@@ -105,6 +106,7 @@ class OurCalls:
             causal=x.step.causal,
             window_size=window,
             num_splits=settings.num_splits,
+            batch_invariant=settings.batch_invariant,
             sm_margin=sm_margin,
         )
         keys = dict(seqused_k=x.seqused_k) if x.step.page_size else dict(cu_seqlens_k=x.cu_seqlens_k)
@@ -130,6 +132,7 @@ class OurCalls:
                 causal=x.step.causal,
                 window_size=window,
                 num_splits=settings.num_splits,
+                batch_invariant=settings.batch_invariant,
                 sm_margin=sm_margin,
                 out=self.out,
                 trace=trace,

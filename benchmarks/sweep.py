@@ -1,10 +1,12 @@
-"""Decodes whose cost should follow from the bytes that they read: `python benchmarks/sweep.py --help`.
+"""Decodes whose cost should follow from what they read, and batch invariance: `python benchmarks/sweep.py --help`.
 
 - splits: the plan's number of splits against the best bound on it, and FA3's best fixed number with --fa3, over batch
   sizes, KV heads and lengths;
 - tokens: four tokens a sequence against one;
 - window: a window of 128 at 128k keys against the same at 1k;
-- heads: the KV bandwidth at a group size against that at a group of 8.
+- heads: the KV bandwidth at a group size against that at a group of 8;
+- invariant: batch-invariant calls on long sequences with a bound of 32 splits against the best that splits nothing, of
+  ours or, with --fa3, of FA3.
 
 Outputs are checked against float64 before they are timed. `--device cpu` is a dry run of tiny steps, without times.
 """
@@ -28,8 +30,8 @@ from rich.table import Table
 
 from bench import OurCalls, Settings, describe, open_console
 from inputs import StepInputs
-from peers import Fa3
-from steps import BenchStep, Heads, decodes, named
+from peers import SPLITS_BOUND, Fa3
+from steps import BenchStep, Heads, decodes, named, ragged
 from timing import captured, measure_rates, time_alternating
 
 MAX_KV_BYTES = 16e9
@@ -73,21 +75,27 @@ class Runner:
         self.settings, self.fa3, self.every, self.problems = settings, fa3, every, list[str]()
         self.on_gpu = settings.device.type == "cuda"
 
-    def times(self, step: BenchStep, bounds: tuple[int, ...] = (0,), with_fa3: bool = False) -> dict[str, float]:
+    def times(
+        self,
+        step: BenchStep,
+        bounds: tuple[int, ...] = (0,),
+        fa3_bounds: tuple[int, ...] = (),
+        batch_invariant: bool = False,
+    ) -> dict[str, float]:
         """Seconds of a call, by the bound on splits ("0": the default), and by FA3's number of splits ("FA3, 4")."""
         step = step if self.on_gpu else step.shrunk()
         x = StepInputs(step, self.settings.device, self.settings.seed)
         calls = {}
         for bound in bounds:
-            ours = OurCalls(x, replace(self.settings, num_splits=bound))
+            ours = OurCalls(x, replace(self.settings, num_splits=bound, batch_invariant=batch_invariant))
             ours.attend(0)
             problem = x.check(ours.out)[1]
             if problem:
                 self.problems.append(f"{step.title}, {bound} splits: {problem}")
             calls[str(bound)] = captured(ours.attend, len(x.caches), self.settings.device)
-        if with_fa3 and self.fa3:
+        if fa3_bounds and self.fa3:
             out = torch.full_like(x.q, torch.nan)
-            for bound in SPLIT_BOUNDS:
+            for bound in fa3_bounds:
                 plan = self.fa3.plan(x, bound)
                 call = lambda copy, n=bound, plan=plan: self.fa3.attend(x, copy, out, plan, n)  # noqa: E731
                 out.fill_(torch.nan)
@@ -109,7 +117,7 @@ def over_splits(runner: Runner) -> Iterator[Point]:
         for keys in (512, 2048, 8192, 32768, 131072, 262144)
     ]
     for step in [step for step in steps if step.kv_bytes <= MAX_KV_BYTES][:: runner.every]:
-        times = runner.times(step, (0, *SPLIT_BOUNDS), with_fa3=True)
+        times = runner.times(step, (0, *SPLIT_BOUNDS), SPLIT_BOUNDS)
         ours = times.pop("0")
         best = min(times, key=times.get)
         yield Point(step.name, ours * 1e6, times[best] * 1e6, f"{best} splits", times[best] / ours)
@@ -142,11 +150,30 @@ def over_groups(runner: Runner) -> Iterator[Point]:
         yield Point(f"128 x 4096, {2 * group}/2 heads", ours * 1e6, reference * 1e6, "group of 8", reference / ours)
 
 
+def over_invariant(runner: Runner) -> Iterator[Point]:
+    few = {
+        "1 x 64k": decodes([65536]),
+        "16 x 8k": decodes([8192] * 16),
+        "128 ragged": decodes(ragged(128, 64, 32768, 2, 3.0)),
+        "512 of 16k": ((512, 16384),),
+        "2k of 32k": ((2048, 32768),),
+    }
+    for heads in (Heads(32, 8), Heads(8, 1)):
+        for name, lengths in few.items():
+            step = BenchStep(f"{name}, {heads.q}/{heads.kv} heads", "invariant", lengths, heads)
+            times = runner.times(step, (1, SPLITS_BOUND), (1,), batch_invariant=True)
+            ours = times.pop(str(SPLITS_BOUND))
+            best = min(times, key=times.get)
+            reference = "whole tiles" if best == "1" else "FA3, 1 split"
+            yield Point(step.name, ours * 1e6, times[best] * 1e6, reference, times[best] / ours)
+
+
 SWEEPS = (
     Sweep("splits", over_splits, least=0.90, share=0.95, least_of_all=0.75),
     Sweep("tokens", over_tokens, least=1 / 1.15),
     Sweep("window", over_windows, least=1 / 1.1),
     Sweep("heads", over_groups, least=0.85),
+    Sweep("invariant", over_invariant, least=0.85),
 )
 
 

@@ -6,7 +6,8 @@
   time is that of planner and layers together, over the layers;
 - varattn, one graph, padding left: the same with leave_padding=True, for engines that do not read rows of padding;
 - varattn, planned alone: planner and layers with buffers made for this very step;
-- varattn, invariant: as planned alone, with batch_invariant=True;
+- varattn, invariant: as planned alone, with batch_invariant=True, which splits nothing;
+- varattn, invariant, 32 splits: the same with num_splits=32;
 - FA3 in its three ways (bench.py), its plan not counted.
 
 All run on the same pages, captured in graphs, alternating; every output is checked against float64 before it is timed.
@@ -37,7 +38,7 @@ from timing import CapturedCalls, EagerCalls, SpunCalls, Timing, measure_rates, 
 
 LAYERS = 32
 ONE_GRAPH, PADDING_LEFT, ALONE = "one graph", "one graph, padding left", "planned alone"
-INVARIANT, PLAN = "invariant", "plan"
+INVARIANT, INVARIANT_SPLITS, PLAN = "invariant", f"invariant, {SPLITS_BOUND} splits", "plan"
 FA3_BOUND = f"FA3 plan {SPLITS_BOUND}"
 
 
@@ -96,6 +97,7 @@ def figures(trace: str, rows: list[StepTimes]) -> list[Figure]:
         Figure("one graph over planned alone", over(ours, total(ALONE)), at_most=most_one_graph),
         Figure(f"{PADDING_LEFT}, over planned alone", over(total(PADDING_LEFT), total(ALONE))),
         Figure("invariant over planned alone", over(total(INVARIANT), total(ALONE)), at_most=most_invariant),
+        Figure(f"{INVARIANT_SPLITS}, over planned alone", over(total(INVARIANT_SPLITS), total(ALONE))),
     ]
 
 
@@ -150,8 +152,9 @@ class Pool:
 class PlannedAlone:
     """Planner and layers, with buffers made for this very step."""
 
-    def __init__(self, pool: Pool, x: StepInputs, batch_invariant: bool):
-        options = dict(pool.options, batch_invariant=batch_invariant)
+    def __init__(self, pool: Pool, x: StepInputs, batch_invariant: bool = False, num_splits: int = 0):
+        schedule = dict(batch_invariant=batch_invariant, num_splits=num_splits)
+        options = pool.options | schedule
         size = varattn.workspace_size(len(x.step.lengths), x.step.total_q, device=x.device, **options)
         workspace = torch.zeros(size, dtype=torch.uint8, device=x.device)
         self.out = torch.full_like(x.q, torch.nan)
@@ -166,7 +169,7 @@ class PlannedAlone:
             made = plan()
             for layer in range(LAYERS):
                 lengths = dict(seqused_k=x.seqused_k, block_table=x.block_table)
-                given = dict(plan=made, workspace=workspace, out=self.out, causal=True, batch_invariant=batch_invariant)
+                given = dict(plan=made, workspace=workspace, out=self.out, causal=True, **schedule)
                 varattn.mha_varlen(x.q, *x.caches[layer % len(x.caches)], x.cu_seqlens_q, **lengths, **given)
 
         self.make_plan, self.layers = plan, layers
@@ -207,12 +210,17 @@ def measure(
         run()
         runner.check()
         add(name, SpunCalls(run) if on_gpu else EagerCalls(run, 1), pool.out)
-    for name, batch_invariant in ((ALONE, False), (INVARIANT, True)):
-        alone = PlannedAlone(pool, x, batch_invariant)
+    schedules = {
+        ALONE: {},
+        INVARIANT: dict(batch_invariant=True),
+        INVARIANT_SPLITS: dict(batch_invariant=True, num_splits=SPLITS_BOUND),
+    }
+    for name, schedule in schedules.items():
+        alone = PlannedAlone(pool, x, **schedule)
         alone.layers()
         varattn.check(alone.plan)
         add(name, once(alone.layers), alone.out)
-        if not batch_invariant:
+        if name == ALONE:
             competitors[PLAN] = CapturedCalls(alone.make_plan, 1) if on_gpu else EagerCalls(alone.make_plan, 1)
     if fa3 is not None:
         out = torch.full_like(x.q, torch.nan)
@@ -288,7 +296,7 @@ def main(
 
 
 def print_tables(console: Console, results: dict[str, list[StepTimes]], dry: bool) -> None:
-    names = [ONE_GRAPH, PADDING_LEFT, ALONE, INVARIANT, "FA3", FA3_BOUND]
+    names = [ONE_GRAPH, PADDING_LEFT, ALONE, INVARIANT, INVARIANT_SPLITS, "FA3", FA3_BOUND]
     title = "Dry run of tiny steps: no times are claimed" if dry else "us of a layer, summed over the steps"
     table = Table(title=title, caption=f"plan: us of one plan, the median over steps; {ONE_GRAPH} has it in it")
     for name in ("trace", "steps", "floor", *names, PLAN):

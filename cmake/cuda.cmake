@@ -56,8 +56,14 @@ varattn_cuda_sources(
   sm90
   csrc/sm90/launch.cu
   csrc/sm90/instances/bf16_d64.cu
+  csrc/sm90/instances/bf16_d64_folding.cu
   csrc/sm90/instances/bf16_d128.cu
+  csrc/sm90/instances/bf16_d128_folding.cu
   csrc/sm90/instances/bf16_d256.cu
+  csrc/sm90/instances/bf16_d256_folding.cu
   csrc/sm90/instances/fp16_d64.cu
+  csrc/sm90/instances/fp16_d64_folding.cu
   csrc/sm90/instances/fp16_d128.cu
-  csrc/sm90/instances/fp16_d256.cu)
+  csrc/sm90/instances/fp16_d128_folding.cu
+  csrc/sm90/instances/fp16_d256.cu
+  csrc/sm90/instances/fp16_d256_folding.cu)

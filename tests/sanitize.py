@@ -20,6 +20,7 @@ LENGTHS = [
     ([1, 1, 1, 0, 1], [700, 1, 64, 5, 0]),  # decodes, some of them empty
     ([1, 150, 3, 1], [2000, 300, 77, 16]),  # mixed, split
     ([130], [130]),  # a prefill of more than one tile
+    ([1, 33], [9000, 4200]),  # segments, where batch-invariant
 ]
 
 

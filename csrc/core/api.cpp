@@ -134,7 +134,8 @@ PlanConfig make_plan_config(const Device& device, const PlanOptions& given, cons
     c.window_right = check.window("window_size[1]", given.window_right);
     if (given.causal) c.window_right = 0;
     c.batch_invariant = given.batch_invariant;
-    c.num_splits = given.batch_invariant ? 1 : given.num_splits == 0 ? kDefaultNumSplits : given.num_splits;
+    const bool never_splits = given.batch_invariant && (given.num_splits == 0 || !kernel.folds_segments);
+    c.num_splits = never_splits ? 1 : given.num_splits == 0 ? kDefaultNumSplits : given.num_splits;
     c.num_ctas = (device.num_sms - given.sm_margin) * kernel.ctas_per_sm;
     c.max_seqs = given.max_seqs;
     c.max_total_q = given.max_total_q;

@@ -89,8 +89,8 @@ const KernelConfig& checked_kernel(const PlanConfig& c, const char* function) {
         const KernelConfig& k = kKernelTable[c.kernel];
         valid = c.dtype >= 0 && c.dtype <= static_cast<int32_t>(DType::kBFloat16) && c.head_dim >= 1 &&
                 c.head_dim <= k.max_head_dim && c.head_dim_v >= 1 && c.head_dim_v <= k.max_head_dim &&
-                group_size(c) <= k.max_group && c.tile_rows == k.tile_rows &&
-                c.tile_rows_decode == k.tile_rows_decode && c.block_n == k.block_n &&
+                (!folds_segments(c) || k.folds_segments) && group_size(c) <= k.max_group &&
+                c.tile_rows == k.tile_rows && c.tile_rows_decode == k.tile_rows_decode && c.block_n == k.block_n &&
                 c.max_total_q <= kMaxPackedRows / group_size(c) && max_tasks(c) <= kMaxTasks;
     }
     if (!valid)

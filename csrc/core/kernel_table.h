@@ -31,26 +31,27 @@ struct KernelConfig {
     int32_t tile_rows_decode;  // M of decode mode, 0: none
     int32_t block_n;
     int32_t ctas_per_sm;
+    bool folds_segments;  // with batch invariance it takes tiles in splits, see layout.h
 };
 
 inline constexpr int32_t kAnyCapability = 1 << 20, kAnyGroup = 1 << 20;
 
 // The first row that takes the device and the shape serves it.
 inline constexpr KernelConfig kKernelTable[kNumKernels] = {
-    // id, name, device, capability, f32, 16 bit, max D, max G, M, M decode, N, CTAs/SM
-    {kKernelCpu, "cpu", DeviceType::kCpu, 0, kAnyCapability, true, true, 512, kAnyGroup, 64, 0, 64, 1},
+    // id, name, device, capability, f32, 16 bit, max D, max G, M, M decode, N, CTAs/SM, folds segments
+    {kKernelCpu, "cpu", DeviceType::kCpu, 0, kAnyCapability, true, true, 512, kAnyGroup, 64, 0, 64, 1, false},
     // The copy engine's box of Q holds whole tokens, so a group must fit a tile. At head dim 256 the accumulators leave
     // registers for blocks of 64 keys, and none for a decode mode.
-    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 192, 16, 128, 1},
-    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1},
-    {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 90, 100, false, true, 256, 128, 128, 0, 64, 1},
+    {kKernelSm90D64, "sm90_d64", DeviceType::kCuda, 90, 100, false, true, 64, 128, 192, 16, 128, 1, true},
+    {kKernelSm90D128, "sm90_d128", DeviceType::kCuda, 90, 100, false, true, 128, 128, 128, 16, 128, 1, true},
+    {kKernelSm90D256, "sm90_d256", DeviceType::kCuda, 90, 100, false, true, 256, 128, 128, 0, 64, 1, true},
     // N halves at head dim 256 to stay within the 99 KiB of shared memory of compute capability 8.6 and 8.9.
     {kKernelPortableD64, "portable_d64", DeviceType::kCuda, 80, kAnyCapability, false, true, 64, kAnyGroup, 64, 0, 64,
-     2},
+     2, false},
     {kKernelPortableD128, "portable_d128", DeviceType::kCuda, 80, kAnyCapability, false, true, 128, kAnyGroup, 64, 0,
-     64, 2},
+     64, 2, false},
     {kKernelPortableD256, "portable_d256", DeviceType::kCuda, 80, kAnyCapability, false, true, 256, kAnyGroup, 64, 0,
-     32, 1},
+     32, 1, false},
 };
 
 // What schedule.h takes for granted: blocks are powers of two, and a decode tile is not larger than others.

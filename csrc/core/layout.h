@@ -26,6 +26,9 @@ inline constexpr int32_t kArrivalCounters = 1 << 14;
 // With batch_invariant, partial results are per segment: as many keys, from a multiple of as many.
 inline constexpr int32_t kSegmentKeys = 4096;
 
+// Whether every result is folded over segments, so that its bits do not depend on whether its tile is split.
+VARATTN_HD constexpr bool folds_segments(const PlanConfig& c) { return c.batch_invariant && c.num_splits > 1; }
+
 // Slots for the partial results of split tiles, prefill or decode: bounded by the size of the GPU, not by the batch. A piece
 // takes one (with batch_invariant: one for each of its segments). Pieces of at least half a fair share are no more than
 // four for each CTA, so the bound is hardly ever met.
@@ -81,11 +84,19 @@ struct alignas(128) QueueState {
     uint32_t seats[kMaxSeats];  // 1: the number is taken
 };
 
+// Floats of a row that a CTA keeps: as many as the kernel pads the head dim to, and 8 for its LSE, which is there four times.
+VARATTN_HD constexpr int32_t kept_row_floats(const PlanConfig& c) {
+    const int32_t dim = max_of(c.head_dim, c.head_dim_v);
+    return (dim <= 64 ? 64 : dim <= 128 ? 128 : 256) + 8;
+}
+
 struct WorkspaceLayout {
     int64_t arrivals;      // uint32 (split tiles, num_heads_kv): splits that have arrived; zero between launches
     int64_t partial_lse;   // float (num_heads_kv, partial_rows): natural log
     int64_t partial_out;   // float (num_heads_kv, partial_rows, head_dim_v): normalised partial outputs
     int64_t partial_rows;  // per KV head
+    int64_t kept;  // float (num_ctas, kept_floats): what a CTA has folded of a whole tile, see sm90/prefill_output.cuh
+    int64_t kept_floats;
     int64_t bytes;
 };
 
@@ -95,7 +106,9 @@ VARATTN_HD constexpr WorkspaceLayout workspace_layout(const PlanConfig& c) {
     l.arrivals = sizeof(QueueState);
     l.partial_lse = l.arrivals + int64_t{kArrivalCounters} * 4;
     l.partial_out = l.partial_lse + round_up<int64_t>(l.partial_rows * c.num_heads_kv * 4, 128);
-    l.bytes = l.partial_out + l.partial_rows * c.num_heads_kv * c.head_dim_v * 4;
+    l.kept = l.partial_out + round_up<int64_t>(l.partial_rows * c.num_heads_kv * c.head_dim_v * 4, 128);
+    l.kept_floats = folds_segments(c) ? int64_t{c.tile_rows} * kept_row_floats(c) : 0;
+    l.bytes = l.kept + l.kept_floats * c.num_ctas * 4;
     return l;
 }
 

@@ -23,11 +23,13 @@ inline constexpr int kSmallPage = 16;   // tokens of the smallest pages in commo
 // warpgroups their registers would spill.
 VARATTN_HD constexpr bool has_own_loops(int32_t kernel_dim) { return kernel_dim > 64; }
 
-// kDim_: head dim, 64, 128 or 256; smaller ones are zero-filled by the copy engine.
-template <class T_, int kDim_>
+// kDim_: head dim, 64, 128 or 256; smaller ones are zero-filled by the copy engine. kFoldsSegments_: of plans that fold
+// segments (core/layout.h): the scheduler takes items segment by segment, and there is no decode mode.
+template <class T_, int kDim_, bool kFoldsSegments_ = false>
 struct Config {
     using T = T_;
     static constexpr int kDim = kDim_;
+    static constexpr bool kFoldsSegments = kFoldsSegments_;
     static constexpr int kConsumerWarpgroups = kDim == 64 ? 3 : 2;  // for three, more accumulators leave no registers
     static constexpr int kConsumerWarps = 4 * kConsumerWarpgroups;
     static constexpr int kThreads = 32 * (kConsumerWarps + kProducerWarps);
@@ -44,7 +46,7 @@ struct Config {
     static constexpr int kStageBytes = kParts * kKvPartBytes;  // a K or a V block
     static constexpr int kQSlots = kDim == 256 ? 1 : 2;
     static constexpr int kStages = kDim == 64 ? 10 : 5;  // 160 KiB of K and V in flight
-    static constexpr bool kHasDecode = kDim != 256;
+    static constexpr bool kHasDecode = kDim != 256 && !kFoldsSegments;
     // Registers of a thread: the accumulators of the consumers need nearly all that the CTA is launched with. If the 32 of
     // a producer do not suffice, the assembler spills in every role, in the loop of prefill too.
     static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
@@ -57,10 +59,10 @@ struct Config {
 
 inline constexpr int kItemSlots = 4;
 
-// A task on its way from the scheduler warp to everyone else: a work item for one KV head, clipped to the buffers of this
-// launch.
+// A task on its way from the scheduler warp to everyone else: a work item for one KV head, or a segment of it, clipped to the
+// buffers of this launch.
 struct Work {
-    WorkItem item;
+    WorkItem item;                  // its blocks: those of the segment
     int32_t item_index;             // in the plan
     int32_t head_kv;                // -1: no more work
     int32_t q_row;                  // row of q of packed row 0 of the tile
@@ -71,8 +73,11 @@ struct Work {
     int32_t whole_begin[3], whole_end[3];  // of each warpgroup: blocks outside hold keys that some row does not see
     bool first_is_dirty, last_is_dirty;    // that block holds keys outside [key_begin, key_end)
     bool decode;
-    bool chained;       // one of a chain of prefill items, see prefill.cuh
-    uint64_t begin_ns;  // of a trace: when the task was published
+    bool chained;  // one of a chain of prefill items, see prefill.cuh
+    // If the kernel folds segments:
+    bool opens, closes;  // it is the first, the last segment of its item
+    int32_t segment;     // of its tile, from 0
+    uint64_t begin_ns;   // of a trace: when the item was published
 };
 
 // Maxima and sums of two rows of a decode task, over a warp's keys.
@@ -118,7 +123,11 @@ struct LaunchParams {
     uint32_t max_items;
 };
 
-// Launches the instance of params.config.kernel on the stream.
+// Launches the instance that serves params.config on the stream. The params are checked.
 void launch(const AttentionParams& params, CUstream_st* stream);
+
+// One instance, in a file of its own: instances/.
+template <class T, int kDim, bool kFoldsSegments>
+void launch_instance(const LaunchParams& params, CUstream_st* stream);
 
 }  // namespace varattn::sm90

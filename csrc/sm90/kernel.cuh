@@ -45,7 +45,8 @@ __device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int 
             else
                 attend_prefill<C>(p, sm, kv, q_slot, slot, wg, here);
             // A chain ends at another task than it began with, but none of them is split.
-            if (sm.work[slot.stage].item.num_splits > 1) merge_if_last<C>(p, sm, sm.work[slot.stage], here);
+            const Work& last = sm.work[slot.stage];
+            if (last.item.num_splits > 1 && closes_item<C>(last)) merge_if_last<C>(p, sm, last, here);
         }
         end_task(p, sm, slot.stage, thread);
         slot.advance();

@@ -1,9 +1,13 @@
 // Host side of the Hopper kernel: tensor maps and derived arguments of a launch.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <sstream>
 
 #include "core/kernel_table.h"
 #include "core/schedule.h"
-#include "sm90/launch.cuh"
+#include "cuda/device_info.h"
+#include "sm90/config.h"
 
 namespace varattn::sm90 {
 namespace {
@@ -69,6 +73,23 @@ constexpr bool agrees_with_table(KernelId id) {
 }
 static_assert(agrees_with_table<64>(kKernelSm90D64) && agrees_with_table<128>(kKernelSm90D128) &&
               agrees_with_table<256>(kKernelSm90D256));
+
+template <class T, int kDim>
+void launch_dim(const LaunchParams& p, cudaStream_t stream) {
+    if (folds_segments(p.a.config))
+        launch_instance<T, kDim, true>(p, stream);
+    else
+        launch_instance<T, kDim, false>(p, stream);
+}
+template <class T>
+void launch_for(const LaunchParams& p, cudaStream_t stream) {
+    switch (p.a.config.kernel) {
+        case kKernelSm90D64: return launch_dim<T, 64>(p, stream);
+        case kKernelSm90D128: return launch_dim<T, 128>(p, stream);
+        case kKernelSm90D256: return launch_dim<T, 256>(p, stream);
+    }
+    throw Error(ErrorCode::kInternal, "mha_varlen: config.kernel: got a kernel that is not of sm90");
+}
 
 }  // namespace
 
@@ -142,12 +163,10 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
         p.v_whole = whole_map("v", a.v, c.head_dim_v, a.v_page_stride, a.v_row_stride, a.v_head_stride);
     }
 
-    switch (c.kernel) {
-        case kKernelSm90D64: return bf16 ? launch_bf16_d64(p, stream) : launch_fp16_d64(p, stream);
-        case kKernelSm90D128: return bf16 ? launch_bf16_d128(p, stream) : launch_fp16_d128(p, stream);
-        case kKernelSm90D256: return bf16 ? launch_bf16_d256(p, stream) : launch_fp16_d256(p, stream);
-        default: throw Error(ErrorCode::kInternal, "mha_varlen: config.kernel: got a kernel that is not of sm90");
-    }
+    if (bf16)
+        launch_for<__nv_bfloat16>(p, stream);
+    else
+        launch_for<__half>(p, stream);
 }
 
 }  // namespace varattn::sm90

@@ -87,26 +87,68 @@ __device__ __forceinline__ Denominator finish_row(const LaunchParams& p, int hea
 template <class C>
 __device__ __forceinline__ void end_task(const LaunchParams& p, SharedMemory<C>& sm, int slot, int thread) {
     const Work& task = sm.work[slot];
-    if (p.a.trace && thread == 0) record(p.a, task.item_index, task.head_kv, kTraceTask, task.begin_ns);
+    if (p.a.trace && thread == 0 && closes_item<C>(task))
+        record(p.a, task.item_index, task.head_kv, kTraceTask, task.begin_ns);
     __syncwarp();
     if (thread % 32 == 0) mbarrier_arrive(&sm.item_empty[slot]);
 }
 
-// Partial results of this launch's workspace.
+// Partial results of a tile in this launch's workspace.
 struct Partials {
     float* lse;
     float* out;
-    uint32_t* arrivals;
     __device__ Partials(const LaunchParams& p, const Work& w) {
-        const WorkspaceLayout& l = p.workspace;
+        const int64_t row = w.head_kv * p.workspace.partial_rows + w.item.partial_row;
         char* base = static_cast<char*>(p.a.workspace);
-        const int64_t row = w.head_kv * l.partial_rows + w.item.partial_row;
-        lse = reinterpret_cast<float*>(base + l.partial_lse) + row;
-        out = reinterpret_cast<float*>(base + l.partial_out) + row * p.a.config.head_dim_v;
-        arrivals =
-            reinterpret_cast<uint32_t*>(base + l.arrivals) + w.item.split_tile * p.a.config.num_heads_kv + w.head_kv;
+        lse = reinterpret_cast<float*>(base + p.workspace.partial_lse) + row;
+        out = reinterpret_cast<float*>(base + p.workspace.partial_out) + row * p.a.config.head_dim_v;
     }
 };
+__device__ __forceinline__ uint32_t* arrivals_of(const LaunchParams& p, const Work& w) {
+    return reinterpret_cast<uint32_t*>(static_cast<char*>(p.a.workspace) + p.workspace.arrivals) +
+           w.item.split_tile * p.a.config.num_heads_kv + w.head_kv;
+}
+
+// Folding: the result of a row so far takes in that of its next segment. All operations are named, so that the bits are the
+// same wherever it happens. A segment of which the row sees no key changes nothing.
+struct Fold {
+    float running, next;  // weights
+    float lse;            // natural log, of both
+
+    __device__ Fold(float running_lse, float next_lse) : running(1.f), next(0.f), lse(running_lse) {
+        if (next_lse == -INFINITY) return;
+        if (running_lse == -INFINITY) {
+            running = 0.f, next = 1.f, lse = next_lse;
+            return;
+        }
+        const float top = fmaxf(running_lse, next_lse);
+        running = weight(running_lse, top), next = weight(next_lse, top);
+        const float sum = __fadd_rn(running, next), reciprocal = reciprocal_approx(sum);
+        running = __fmul_rn(running, reciprocal), next = __fmul_rn(next, reciprocal);
+        lse = __fmaf_rn(log2_approx(sum), kLn2, top);
+    }
+    // That of another lane.
+    __device__ Fold of_lane(int lane) const {
+        Fold f = *this;
+        f.running = __shfl_sync(~0u, running, lane), f.next = __shfl_sync(~0u, next, lane);
+        return f;
+    }
+    __device__ float operator()(float so_far, float segment) const {
+        const float both = __fmaf_rn(running, so_far, __fmul_rn(next, segment));
+        return next == 0.f ? so_far : both;
+    }
+
+private:
+    __device__ static float weight(float lse, float top) {
+        return exp2_approx(__fmul_rn(__fadd_rn(lse, -top), kLog2e));
+    }
+};
+// A folded row takes its head's sink.
+__device__ __forceinline__ Denominator finish_fold(const LaunchParams& p, int head_q, float lse) {
+    if (!p.a.sinks) return {1.f, lse};
+    const Fold fold(lse, p.a.sinks[head_q]);
+    return {fold.running, fold.lse};
+}
 
 // The partial results of a lane's columns: 0 unless they exist.
 template <int kColumns>
@@ -133,16 +175,17 @@ __device__ __forceinline__ void store_words(void* to, const uint32_t (&x)[kWords
         *static_cast<uint32_t*>(to) = x[0];
 }
 
-// Merges kRows rows of a tile from first_row on, by a warp: online over the splits, kSplits at a time in index order. What is
-// loaded at a time depends on nothing, so that it takes the memory's latency once.
+// Merges kRows rows of a tile from first_row on, by a warp: online over the splits (or segments), kSplits at a time in index
+// order. What is loaded at a time depends on nothing, so that it takes the memory's latency once.
 template <class C, int kRows, int kSplits>
 __device__ __forceinline__ void merge_rows(const LaunchParams& p, const Work& w, const Partials& partials,
                                            int first_row, int lane) {
     constexpr int kColumns = C::kDim / 32;  // of a lane
-    const int num_splits = w.item.num_splits, split_rows = tile_rows(w.item), dim = p.a.config.head_dim_v;
+    const Range segments = C::kFoldsSegments ? tile_segments(p, w.item) : Range{0, w.item.num_splits};
+    const int num_splits = segments.end - segments.begin, split_rows = tile_rows(w.item), dim = p.a.config.head_dim_v;
     const int rows = min_of(w.num_rows - first_row, kRows), column = lane * kColumns;
     const int64_t split_stride = int64_t{split_rows} * dim;
-    // Lane r has maximum and sum of row r.
+    // Lane r has maximum and sum of row r; or the LSE of what is folded.
     const int my_row = first_row + min_of(lane, rows - 1);
     float top = -INFINITY, sum = 0.f, acc[kRows][kColumns] = {};
 #pragma unroll 1
@@ -156,6 +199,21 @@ __device__ __forceinline__ void merge_rows(const LaunchParams& p, const Work& w,
 #pragma unroll
             for (int r = 0; r < kRows; ++r)
                 load_columns(x[r][i], from + r * dim, exists && r < rows && column < dim);
+        }
+        if constexpr (C::kFoldsSegments) {
+#pragma unroll
+            for (int i = 0; i < kSplits; ++i) {
+                Fold fold(top, lse[i]);
+                top = fold.lse;
+#pragma unroll
+                for (int r = 0; r < kRows; ++r) {
+                    const Fold of_row = fold.of_lane(r);
+#pragma unroll
+                    for (int c = 0; c < kColumns; ++c)
+                        acc[r][c] = of_row(acc[r][c], x[r][i][c]);
+                }
+            }
+            continue;
         }
         float next_top = top;
 #pragma unroll
@@ -186,7 +244,8 @@ __device__ __forceinline__ void merge_rows(const LaunchParams& p, const Work& w,
         }
     }
     const RowAddress mine = row_address(p, w, my_row);
-    const Denominator d = finish_row(p, mine.head_q, top * kLog2e, sum, true);
+    const Denominator d =
+        C::kFoldsSegments ? finish_fold(p, mine.head_q, top) : finish_row(p, mine.head_q, top * kLog2e, sum, true);
     if (lane < rows) write_lse(p, mine, d.lse);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -204,19 +263,20 @@ __device__ __forceinline__ void merge_rows(const LaunchParams& p, const Work& w,
 // order, so that the bits do not depend on who is last.
 template <class C>
 __device__ void merge_if_last(const LaunchParams& p, SharedMemory<C>& sm, const Work& w, int thread) {
-    const Partials partials(p, w);
     sync_consumers<C>();
     if (thread == 0) {
         // Releases what all threads wrote before the barrier, and acquires, for all after the next, what other CTAs did.
-        cuda::atomic_ref<uint32_t, cuda::thread_scope_device> arrivals(*partials.arrivals);
+        uint32_t& count = *arrivals_of(p, w);
+        cuda::atomic_ref<uint32_t, cuda::thread_scope_device> arrivals(count);
         const bool last =
             arrivals.fetch_add(1, cuda::memory_order_acq_rel) == static_cast<uint32_t>(w.item.num_splits - 1);
-        if (last) *partials.arrivals = 0;
+        if (last) count = 0;
         sm.is_last_split = last;
     }
     sync_consumers<C>();
     if (!sm.is_last_split) return;
 
+    const Partials partials(p, w);
     // A decode has many splits of few rows, a prefill few of many: the same number of loads in flight, as registers allow.
     constexpr int kLoads = C::kConsumerWarpgroups == 3 ? 4 : 2048 / C::kDim;
     const int warp = thread / 32, lane = thread % 32;
@@ -238,7 +298,7 @@ __device__ void write_empty(const LaunchParams& p, const Work& w, int thread) {
     for (int row = warp; row < w.num_rows; row += C::kConsumerWarps) {
         if (w.item.num_splits > 1) {
             const Partials partials(p, w);
-            const int64_t r = int64_t{w.item.split} * tile_rows(w.item) + row;
+            const int64_t r = int64_t{partial_slot<C>(w)} * tile_rows(w.item) + row;
             for (int c = lane; c < dim; c += 32)
                 partials.out[r * dim + c] = 0.f;
             if (lane == 0) partials.lse[r] = -INFINITY;

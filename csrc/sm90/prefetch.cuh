@@ -26,8 +26,12 @@ __device__ __noinline__ void prefetch_first_task(const LaunchParams& p, int lane
                                   seat < num_front_ctas ? seat : num_tasks - 1 - (seat - num_front_ctas));
     const WorkItem* item = find_item(p, task);
     const int32_t seq = __ldcg(&item->seq), k_begin = __ldcg(&item->k_begin);
-    const int32_t block_begin = __ldcg(&item->block_begin), block_end = __ldcg(&item->block_end);
-    const int32_t kv_len = __ldcg(&item->kv_len);
+    const int32_t block_begin = __ldcg(&item->block_begin), kv_len = __ldcg(&item->kv_len);
+    int32_t block_end = __ldcg(&item->block_end);
+    if constexpr (C::kFoldsSegments) {
+        constexpr int32_t kSegment = kSegmentKeys / C::kBlockN;
+        block_end = min_of(block_end, (block_begin / kSegment + 1) * kSegment);
+    }
 
     const int rows = p.one_box ? kCutRows : p.box_rows, boxes = C::kBlockN / rows;
     for (int i = lane; i < kBlocks * 2 * boxes; i += 32) {  // boxes of K, then of V

@@ -196,7 +196,7 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
         if (!exists) return;
         __syncwarp();
         if (lane == 0) {
-            if (p.a.trace && leads) record(p.a, w.item_index, w.head_kv, kTraceLoad, w.begin_ns);
+            if (p.a.trace && leads && closes_item<C>(w)) record(p.a, w.item_index, w.head_kv, kTraceLoad, w.begin_ns);
             mbarrier_arrive(&sm.item_empty[slot.stage]);
         }
         slot.advance();

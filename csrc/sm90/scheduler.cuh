@@ -24,7 +24,10 @@ struct Scheduler {
     SharedMemory<C>& sm;
     const int lane;
     const uint32_t num_tasks, num_front_items, num_front_ctas, section_heads, seat;
-    int32_t word;  // of the next Work, the one at `lane`
+    int32_t word;               // of the next Work, the one at `lane`
+    int32_t next_segment = 0;   // the block that the next segment of the same item begins at
+    bool has_segments = false;  // the item has more of them
+    uint64_t begin_ns = 0;
     RingPosition<kItemSlots> slot;
     RingPosition<C::kQSlots> q_slot;
 
@@ -49,9 +52,10 @@ struct Scheduler {
             const Work& w = sm.work[slot.stage];
             if (w.head_kv < 0) break;
             if (w.num_rows > 0 && w.num_blocks > 0) load_q(w);
-            if (w.decode || w.num_blocks > kShortPrefill) mbarrier_wait(&sm.item_ends[slot.stage], slot.full_parity());
+            if (!has_segments && (w.decode || w.num_blocks > kShortPrefill))
+                mbarrier_wait(&sm.item_ends[slot.stage], slot.full_parity());
             slot.advance();
-            fetch_next();
+            if (!has_segments) fetch_next();
         }
         leave();
     }
@@ -73,7 +77,7 @@ private:
         const auto* item = reinterpret_cast<const int32_t*>(find_item(p, task));
         word = lane < kItemWords ? item[lane] : lane == kItemWords ? task.item : task.head_kv;
     }
-    // Publishes the task that was fetched, or the end.
+    // Publishes the task that was fetched, or its next segment, or the end.
     __device__ __forceinline__ void publish() {
         mbarrier_wait(&sm.item_empty[slot.stage], slot.empty_parity());
         Work& to = sm.work[slot.stage];
@@ -82,12 +86,15 @@ private:
         if (lane == 0) {
             to.chained = false;
             if (to.head_kv >= 0) {
+                if constexpr (C::kFoldsSegments)
+                    next_segment = take_segment<C>(p, to, has_segments ? next_segment : to.item.block_begin);
                 const uint32_t status = clip_work<C>(p, to);
                 if (status) atomicOr(&static_cast<PlanHeader*>(p.a.plan)->status, status);
             }
-            if (p.a.trace) to.begin_ns = now_ns();
+            if (p.a.trace) to.begin_ns = begin_ns = has_segments ? begin_ns : now_ns();
         }
         __syncwarp();
+        if constexpr (C::kFoldsSegments) has_segments = to.head_kv >= 0 && !to.closes;
         if (lane < C::kConsumerWarpgroups && to.head_kv >= 0) find_whole_blocks<C>(p, to, lane);
         __syncwarp();
         if (lane == 0) mbarrier_arrive(&sm.item_full[slot.stage]);

@@ -8,6 +8,49 @@ namespace varattn::sm90 {
 
 __device__ __forceinline__ int32_t tile_rows(const WorkItem& item) { return item.row_end - item.row_begin; }
 
+// Keys of the item's sequence that exist in this launch.
+__device__ __forceinline__ int32_t existing_keys(const LaunchParams& p, const WorkItem& item) {
+    const int64_t capacity =
+        p.a.block_table ? int64_t{p.a.max_pages_per_seq} * p.a.page_size : p.a.total_k - item.k_begin;
+    return static_cast<int32_t>(clamp<int64_t>(capacity, 0, item.kv_len));
+}
+
+// Segments of the item's whole tile.
+__device__ __forceinline__ Range tile_segments(const LaunchParams& p, const WorkItem& item) {
+    const int32_t first_token = item.row_begin / p.group, last_token = (item.row_end - 1) / p.group;
+    return {visible_keys(p.a.config, item.q_len, item.kv_len, first_token).begin / kSegmentKeys,
+            ceil_div(visible_keys(p.a.config, item.q_len, item.kv_len, last_token).end, kSegmentKeys)};
+}
+
+// Whether the item ends with this task: always, unless the kernel folds segments.
+template <class C>
+__device__ __forceinline__ bool closes_item(const Work& w) {
+    return !C::kFoldsSegments || w.closes;
+}
+
+// Where its result belongs among the partial ones of its tile.
+template <class C>
+__device__ __forceinline__ int32_t partial_slot(const Work& w) {
+    return C::kFoldsSegments ? w.segment : w.item.split;
+}
+
+// Narrows the item to its segment that begins at block `begin`. Returns where the next one does.
+template <class C>
+__device__ __forceinline__ int32_t take_segment(const LaunchParams& p, Work& w, int32_t begin) {
+    constexpr int32_t kBlocks = kSegmentKeys / C::kBlockN;
+    // Every segment of a split tile has a slot to be filled, if it has keys or not.
+    const int32_t end = w.item.num_splits > 1
+                            ? w.item.block_end
+                            : min_of(w.item.block_end, ceil_div(existing_keys(p, w.item), C::kBlockN));
+    const int32_t next = (begin / kBlocks + 1) * kBlocks;
+    w.segment = begin / kBlocks - tile_segments(p, w.item).begin;
+    w.opens = begin == w.item.block_begin;
+    w.closes = next >= end;
+    w.item.block_begin = begin;
+    w.item.block_end = min_of(next, end);
+    return next;
+}
+
 // Sets what follows from the item, by one thread. Returns what was clipped, as bits of the plan's status.
 template <class C>
 __device__ __forceinline__ uint32_t clip_work(const LaunchParams& p, Work& w) {
@@ -18,9 +61,7 @@ __device__ __forceinline__ uint32_t clip_work(const LaunchParams& p, Work& w) {
     w.q_row = item.q_begin + token;
     w.diagonal = item.kv_len - item.q_len + token;
     const int32_t num_rows = clamp((p.a.total_q - w.q_row) * group, 0, tile_rows(item));
-    const int64_t capacity =
-        p.a.block_table ? int64_t{p.a.max_pages_per_seq} * p.a.page_size : p.a.total_k - item.k_begin;
-    const auto key_end = static_cast<int32_t>(clamp<int64_t>(capacity, 0, item.kv_len));
+    const int32_t key_end = existing_keys(p, item);
     const int32_t block_end = min_of(item.block_end, ceil_div(key_end, C::kBlockN));
     const int32_t num_blocks = max_of(block_end - item.block_begin, 0);
     w.num_rows = num_rows;

@@ -118,8 +118,19 @@ TEST(Config, ResolvesOptions) {
 
     o.batch_invariant = true;
     c = make_plan_config(kHopper, o);
-    EXPECT_EQ(c.num_splits, 1);
+    EXPECT_EQ(c.num_splits, kMaxNumSplits);
     EXPECT_EQ(c.batch_invariant, 1);
+    o.num_splits = 0;
+    EXPECT_EQ(make_plan_config(kHopper, o).num_splits, 1);
+    o.num_splits = 2;
+    for (const Device& device : {cpu_device(), Device{DeviceType::kCuda, 80, 108}}) {  // their kernels fold nothing
+        o.sm_margin = 0;
+        c = make_plan_config(device, o);
+        EXPECT_EQ(c.num_splits, 1);
+        EXPECT_EQ(c.batch_invariant, 1);
+        c.num_splits = 2;
+        expect_error(kInvalid, "plan_size: config", [&] { plan_size(c); });
+    }
 }
 
 TEST(Config, CausalIsAWindowOfZeroToTheRight) {

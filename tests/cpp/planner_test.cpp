@@ -66,8 +66,7 @@ PlanConfig random_config(Random& random, int32_t max_seqs, int32_t max_total_q) 
         c.tile_rows_decode = random.pick({16, 64});
         c.block_n = random.pick({64, 128});
     }
-    if (c.batch_invariant)
-        c.num_splits = random.integer(1, kMaxNumSplits);  // which make_plan_config does not ask for yet
+    if (c.batch_invariant) c.num_splits = random.integer(1, kMaxNumSplits);  // whether the kernel folds segments or not
     return c;
 }
 

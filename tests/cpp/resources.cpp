@@ -31,13 +31,13 @@ std::string sum(const std::string& text, const char* form) {
     return found ? std::to_string(total) : "?";
 }
 
-template <int kDim>
+template <int kDim, bool kFoldsSegments = false>
 void add_row(std::ostream& out, const char* dtype) {
     using namespace varattn::sm90;
-    const std::string name = std::string(dtype) + "_d" + std::to_string(kDim);
+    const std::string name = std::string(dtype) + "_d" + std::to_string(kDim) + (kFoldsSegments ? "_folding" : "");
     const std::string info = read(std::string(VARATTN_INSTANCES) + "/" + name + ".cu.o.ptxas");
     // Elements of both types have 2 bytes; the launch adds room to align the struct.
-    const size_t shared_bytes = sizeof(SharedMemory<Config<uint16_t, kDim>>) + 1024;
+    const size_t shared_bytes = sizeof(SharedMemory<Config<uint16_t, kDim, kFoldsSegments>>) + 1024;
     out << name << " | " << sum(info, "Used ([0-9]+) registers") << " | " << sum(info, "([0-9]+) bytes stack frame")
         << " | " << sum(info, "([0-9]+) bytes spill stores") << " | " << sum(info, "([0-9]+) bytes spill loads")
         << " | " << shared_bytes << "\n";
@@ -54,6 +54,9 @@ int main(int argc, char** argv) {
         add_row<64>(out, dtype);
         add_row<128>(out, dtype);
         add_row<256>(out, dtype);
+        add_row<64, true>(out, dtype);
+        add_row<128, true>(out, dtype);
+        add_row<256, true>(out, dtype);
     }
     if (argc < 2) {
         std::cout << out.str();

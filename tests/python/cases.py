@@ -16,6 +16,9 @@ NUM_SPLITS_DEFAULT_BOUND = 64
 OUT_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2, torch.float16: 1.6e-3}
 LSE_TOLERANCE = 2e-4
 
+# Options: not batch-invariant, batch-invariant without splits, and with splits.
+INVARIANCE = [{}, dict(batch_invariant=True), dict(batch_invariant=True, num_splits=32)]
+
 
 def dtypes_of(device: str) -> list[torch.dtype]:
     return [torch.bfloat16, torch.float16] + ([torch.float32] if device == "cpu" else [])

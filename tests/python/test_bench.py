@@ -231,7 +231,7 @@ def test_dry_run_of_the_traces(tmp_path):
     assert len(traces) == 3
     for trace in traces.values():
         assert trace["figures"]["one graph over planned alone"]["value"] > 0
-        assert all(step["problems"] == [] and len(step["times"]) == 5 for step in trace["steps"])
+        assert all(step["problems"] == [] and len(step["times"]) == 6 for step in trace["steps"])
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -256,7 +256,7 @@ def test_steps_of_whole_traces(tmp_path):
 
 
 @pytest.mark.skipif(not varattn.is_supported("cpu"), reason="the varattn library is not built")
-@pytest.mark.parametrize(("only", "count"), [("splits", 2), ("window", 3)])
+@pytest.mark.parametrize(("only", "count"), [("splits", 2), ("window", 3), ("invariant", 10)])
 def test_dry_run_of_a_sweep(only, count, tmp_path):
     options = ["--only", only, "--every", "80", "--json", tmp_path / "out.json"]
     command = [sys.executable, BENCHMARKS / "sweep.py", "--device", "cpu", *options]

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from cases import Case, Inputs, assert_matches_reference, int32, make_inputs, make_plan, run
+from cases import INVARIANCE, Case, Inputs, assert_matches_reference, int32, make_inputs, make_plan, run
 
 import varattn
 
@@ -217,10 +217,10 @@ def test_capture_without_buffers(seed):
 MAX_SEQS, MAX_TOTAL_Q, PAGE_SIZE, LONGEST = 8, 64, 64, 131072
 
 
-@pytest.mark.parametrize("batch_invariant", [False, True])
-def test_graph_captured_tiny_serves_every_batch_up_to_its_capacity(seed, batch_invariant):
+@pytest.mark.parametrize("options", INVARIANCE, ids=str)
+def test_graph_captured_tiny_serves_every_batch_up_to_its_capacity(seed, options):
     """Captured with one sequence of 16 keys; replayed up to 128k keys, more and fewer sequences: eager's bits."""
-    case = Case([1], [16], num_heads_q=8, num_heads_kv=2, page_size=PAGE_SIZE, batch_invariant=batch_invariant)
+    case = Case([1], [16], num_heads_q=8, num_heads_kv=2, page_size=PAGE_SIZE, **options)
     num_pages = LONGEST // PAGE_SIZE + 64
     k, v = (torch.randn(num_pages, PAGE_SIZE, 2, 64, device="cuda").to(torch.bfloat16) for _ in "kv")
     q = torch.randn(MAX_TOTAL_Q, 8, 64, device="cuda").to(torch.bfloat16)

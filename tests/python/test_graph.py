@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from cases import OUT_TOLERANCE, int32
+from cases import INVARIANCE, OUT_TOLERANCE, int32
 
 import varattn
 
@@ -92,9 +92,9 @@ def assert_padding(got, used_rows, what):
         assert (out[used_rows:] == 0).all() and (lse[:, used_rows:] == -torch.inf).all(), f"padding rows: {what}"
 
 
-@pytest.mark.parametrize("batch_invariant", [False, True])
-def test_random_steps_have_the_bits_of_eager_calls(device, seed, batch_invariant):
-    engine = Engine(device, max_seqs=6, max_total_q=50, max_kv=600, batch_invariant=batch_invariant)
+@pytest.mark.parametrize("options", INVARIANCE, ids=str)
+def test_random_steps_have_the_bits_of_eager_calls(device, seed, options):
+    engine = Engine(device, max_seqs=6, max_total_q=50, max_kv=9000 if options else 600, **options)
     runner = engine.runner(token_counts=[1, 6, 20, 50])
     for _ in range(25):
         q_lens, kv_lens = engine.random_step()

@@ -1,6 +1,7 @@
 """What the contracts promise of values: strides without copies, poison, padding, empties, extremes, determinism."""
 
 import itertools
+import os
 import random
 
 import pytest
@@ -364,6 +365,10 @@ def one_of(x, i, rows=None):
     return Inputs(case, x.q[begin:end], x.k, x.v, offsets([end - begin], x.q.device), lengths, x.math)
 
 
+# Around a segment, which is 4,096 keys (csrc/core/layout.h), and beyond.
+LONG = [4095, 4096, 4097, 9000, 12288, 20000]
+
+
 @pytest.mark.parametrize("num_neighbours", [1, 7, 300])
 def test_batch_invariant_bits_do_not_depend_on_neighbours(device, seed, num_neighbours):
     q_lens = [random.choice([1, 1, 3, 90]) for _ in range(num_neighbours)]
@@ -380,8 +385,9 @@ def test_batch_invariant_bits_do_not_depend_on_neighbours(device, seed, num_neig
 
 
 def test_batch_invariant_bits_do_not_depend_on_chunks(device, seed):
-    for group in (1, 4, 5):
-        case = Case([200], [1000], num_heads_q=2 * group, batch_invariant=True)
+    for group, num_splits in ((1, 0), (4, 0), (5, 0), (1, 8), (4, 64), (5, 3)):
+        kv_len = random.choice(LONG) if num_splits else 1000
+        case = Case([200], [kv_len], num_heads_q=2 * group, num_splits=num_splits, batch_invariant=True)
         x = make_inputs(case, device)
         out, lse = run(x)
         for rows in (1, 2, 63, 64, 100, 199):
@@ -389,12 +395,68 @@ def test_batch_invariant_bits_do_not_depend_on_chunks(device, seed):
             assert torch.equal(part, out[:rows]) and torch.equal(part_lse, lse[:, :rows])
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256, 72])
+def test_batch_invariant_bits_do_not_depend_on_splits(device, seed, head_dim):
+    for _ in range(3):
+        num_seqs = random.choice([1, 2, 5])
+        q_lens = [random.choice([1, 1, 2, 16, 17, 150]) for _ in range(num_seqs)]
+        kv_lens = [max(n, random.choice([n, *LONG, random.randint(4000, 20000)])) for n in q_lens]
+        case = Case(
+            q_lens,
+            kv_lens,
+            num_heads_q=random.choice([2, 6]),
+            head_dim=head_dim,
+            head_dim_v=head_dim,
+            dtype=random.choice([torch.bfloat16, torch.float16]),
+            page_size=random.choice([16, 20, 128]),
+            causal=random.random() < 0.7,
+            window_size=random.choice([(-1, -1), (5000, -1), (100, 0)]),
+            softcap=random.choice([0.0, 5.0]),
+            sinks=random.choice([None, torch.float32]),
+            num_splits=64,
+            batch_invariant=True,
+        )
+        x = make_inputs(case, device)
+        want = run(x)
+        assert_matches_reference(x, *want)
+        for num_splits in (2, 3, 16, 256):
+            got = run(x, plan=make_plan(x, num_splits=num_splits), num_splits=num_splits)
+            assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
+def test_batch_invariant_long_sequences_are_split_if_asked(device, seed):
+    x = make_inputs(Case([1], [60000], num_heads_q=8, batch_invariant=True), device)
+    assert make_plan(x).header()["num_split_tiles"] == 0
+    can_split = device == "cuda" and torch.cuda.get_device_capability()[0] == 9 and "VARATTN_KERNEL" not in os.environ
+    assert make_plan(x, num_splits=16).header()["num_split_tiles"] == can_split
+
+
+# Many tiles of several segments, whole and side by side, against the same sequence alone, where its tiles are split.
+@pytest.mark.parametrize(("num_seqs", "q_len"), [(12, 300), (40, 1)])
+def test_batch_invariant_bits_of_long_sequences_do_not_depend_on_neighbours(device, seed, num_seqs, q_len):
+    q_lens = [random.choice([q_len, q_len, 3, 90]) for _ in range(num_seqs)]
+    kv_lens = [n + random.choice([0, 100, *LONG[:4]]) for n in q_lens]
+    q_lens[0], kv_lens[0] = q_len, 9000
+    for head_dim in (64, 128):
+        case = Case(
+            q_lens, kv_lens, num_heads_q=8, head_dim=head_dim, head_dim_v=head_dim, num_splits=32, batch_invariant=True
+        )
+        x = make_inputs(case, device)
+        out, lse = run(x)
+        for i in range(0, num_seqs, 5):
+            rows = slice(*x.cu_seqlens_q[i : i + 2].tolist())
+            alone, alone_lse = run(one_of(x, i))
+            assert torch.equal(alone, out[rows]) and torch.equal(alone_lse, lse[:, rows])
+
+
 def test_sm_margin_changes_no_bit_of_batch_invariant_results(device, seed):
-    x = make_inputs(Case([20, 1, 1], [100, 3000, 9], batch_invariant=True), device)
-    want = run(x)
-    for sm_margin in (1, 7):
-        got = run(x, plan=make_plan(x, sm_margin=sm_margin), sm_margin=sm_margin)
-        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+    for num_splits in (0, 16):
+        case = Case([20, 1, 1], [100, 9000, 9], num_splits=num_splits, batch_invariant=True)
+        x = make_inputs(case, device)
+        want = run(x)
+        for sm_margin in (1, 7):
+            got = run(x, plan=make_plan(x, sm_margin=sm_margin), sm_margin=sm_margin)
+            assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
 def test_windows_and_causal_agree_where_they_mean_the_same(device, seed):

@@ -1,9 +1,3 @@
-#include "sm90/launch.cuh"
+#include "sm90/launch_instance.cuh"
 
-namespace varattn::sm90 {
-
-void launch_bf16_d64(const LaunchParams& params, cudaStream_t stream) {
-    launch_instance<Config<__nv_bfloat16, 64>>(params, stream);
-}
-
-}  // namespace varattn::sm90
+template void varattn::sm90::launch_instance<__nv_bfloat16, 64, false>(const LaunchParams&, cudaStream_t);

@@ -1,4 +1,4 @@
-// Launch of one instance.
+// The body of an instance file.
 #pragma once
 
 #include "cuda/launch.h"
@@ -6,8 +6,9 @@
 
 namespace varattn::sm90 {
 
-template <class C>
+template <class T, int kDim, bool kFoldsSegments>
 void launch_instance(const LaunchParams& params, cudaStream_t stream) {
+    using C = Config<T, kDim, kFoldsSegments>;
     constexpr int kSharedBytes = sizeof(SharedMemory<C>) + 1024;  // and room to align it
     static_assert(kSharedBytes <= 227 * 1024);
     const int num_ctas = params.a.config.num_ctas;
@@ -16,13 +17,5 @@ void launch_instance(const LaunchParams& params, cudaStream_t stream) {
     launch_kernel<attention_kernel<C>>(params, {num_ctas, C::kThreads, kSharedBytes, starts_early}, stream,
                                        "mha_varlen");
 }
-
-// One a file (instance_*.cu), so that they compile side by side.
-void launch_bf16_d64(const LaunchParams& params, cudaStream_t stream);
-void launch_bf16_d128(const LaunchParams& params, cudaStream_t stream);
-void launch_bf16_d256(const LaunchParams& params, cudaStream_t stream);
-void launch_fp16_d64(const LaunchParams& params, cudaStream_t stream);
-void launch_fp16_d128(const LaunchParams& params, cudaStream_t stream);
-void launch_fp16_d256(const LaunchParams& params, cudaStream_t stream);
 
 }  // namespace varattn::sm90
