@@ -3,24 +3,13 @@
 // round the same way in every block: a row's bits do not depend on the tile that it is in.
 #pragma once
 
+#include "device/math.cuh"
 #include "device/mma.cuh"
 #include "portable/work.cuh"
 
 namespace varattn::portable {
 
 using namespace device;
-
-inline constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-
-__device__ __forceinline__ float exp2_approx(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ float tanh_exp2(float x) {
-    return 1.f - __fdividef(2.f, exp2_approx(2.f * kLog2e * x) + 1.f);
-}
 
 // To logits in units of log2. The product is not fused into a later subtraction, which masked blocks could not do.
 template <int kTiles>
@@ -31,7 +20,7 @@ __device__ __forceinline__ void scale_scores(float (&scores)[kTiles][4], float s
         for (auto& tile : scores)
 #pragma unroll
             for (float& x : tile)
-                x = __fmul_rn(tanh_exp2(__fmul_rn(x, inner)), outer);
+                x = __fmul_rn(tanh_fast(__fmul_rn(x, inner)), outer);
     } else {
         const float scale = softmax_scale * kLog2e;
 #pragma unroll

@@ -10,13 +10,11 @@
 #include "device/barrier.cuh"
 #include "device/mma.cuh"
 #include "device/trace.cuh"
-#include "sm90/work.cuh"
+#include "sm90/row_result.cuh"
 
 namespace varattn::sm90 {
 
 using namespace device;
-
-inline constexpr float kLn2 = 0.6931471805599453f, kLog2e = 1.4426950408889634f;
 
 enum NamedBarrier : int {  // 0 is __syncthreads
     kBarrierConsumers = 1,
@@ -28,28 +26,6 @@ enum NamedBarrier : int {  // 0 is __syncthreads
 template <class C>
 __device__ __forceinline__ void sync_consumers() {
     named_barrier_sync(kBarrierConsumers, C::kConsumerWarps * 32);
-}
-
-__device__ __forceinline__ float exp2_approx(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ float log2_approx(float x) {
-    float y;
-    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-__device__ __forceinline__ float reciprocal_approx(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-// Error below 2e-7; tanh.approx has 5e-4, which a softcap of 50 would make visible.
-__device__ __forceinline__ float tanh_fast(float x) {
-    return 1.f - __fdividef(2.f, exp2_approx(x * (2.f * kLog2e)) + 1.f);
 }
 
 // The same number, but the compiler does not know it: or it would compute every address that depends on the thread alone
@@ -66,21 +42,6 @@ __device__ __forceinline__ typename C::T* out_row(const LaunchParams& p, const R
 }
 __device__ __forceinline__ void write_lse(const LaunchParams& p, const RowAddress& at, float lse) {
     if (p.a.lse) p.a.lse[at.head_q * p.a.lse_head_stride + at.q_row] = lse;
-}
-
-// A row's denominator with its head's sink, in units of 2^max_log2, and the natural log of the whole.
-struct Denominator {
-    float reciprocal, lse;
-};
-__device__ __forceinline__ Denominator finish_row(const LaunchParams& p, int head_q, float max_log2, float sum,
-                                                  bool apply_sink) {
-    if (apply_sink && p.a.sinks) {
-        const float sink = p.a.sinks[head_q] * kLog2e;
-        if (sum == 0.f) return {0.f, p.a.sinks[head_q]};
-        sum += exp2f(sink - max_log2);
-    }
-    if (sum == 0.f) return {0.f, -INFINITY};
-    return {reciprocal_approx(sum), (max_log2 + log2_approx(sum)) * kLn2};
 }
 
 // The end of a task for a consumer warp: it has written its results and leaves the item's slot.
@@ -107,47 +68,6 @@ struct Partials {
 __device__ __forceinline__ uint32_t* arrivals_of(const LaunchParams& p, const Work& w) {
     return reinterpret_cast<uint32_t*>(static_cast<char*>(p.a.workspace) + p.workspace.arrivals) +
            w.item.split_tile * p.a.config.num_heads_kv + w.head_kv;
-}
-
-// Folding: the result of a row so far takes in that of its next segment. All operations are named, so that the bits are the
-// same wherever it happens. A segment of which the row sees no key changes nothing.
-struct Fold {
-    float running, next;  // weights
-    float lse;            // natural log, of both
-
-    __device__ Fold(float running_lse, float next_lse) : running(1.f), next(0.f), lse(running_lse) {
-        if (next_lse == -INFINITY) return;
-        if (running_lse == -INFINITY) {
-            running = 0.f, next = 1.f, lse = next_lse;
-            return;
-        }
-        const float top = fmaxf(running_lse, next_lse);
-        running = weight(running_lse, top), next = weight(next_lse, top);
-        const float sum = __fadd_rn(running, next), reciprocal = reciprocal_approx(sum);
-        running = __fmul_rn(running, reciprocal), next = __fmul_rn(next, reciprocal);
-        lse = __fmaf_rn(log2_approx(sum), kLn2, top);
-    }
-    // That of another lane.
-    __device__ Fold of_lane(int lane) const {
-        Fold f = *this;
-        f.running = __shfl_sync(~0u, running, lane), f.next = __shfl_sync(~0u, next, lane);
-        return f;
-    }
-    __device__ float operator()(float so_far, float segment) const {
-        const float both = __fmaf_rn(running, so_far, __fmul_rn(next, segment));
-        return next == 0.f ? so_far : both;
-    }
-
-private:
-    __device__ static float weight(float lse, float top) {
-        return exp2_approx(__fmul_rn(__fadd_rn(lse, -top), kLog2e));
-    }
-};
-// A folded row takes its head's sink.
-__device__ __forceinline__ Denominator finish_fold(const LaunchParams& p, int head_q, float lse) {
-    if (!p.a.sinks) return {1.f, lse};
-    const Fold fold(lse, p.a.sinks[head_q]);
-    return {fold.running, fold.lse};
 }
 
 // The partial results of a lane's columns: 0 unless they exist.

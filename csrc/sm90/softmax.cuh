@@ -2,9 +2,11 @@
 // row i / 2 % 2 and column i / 4 * 8 + i % 2 from the thread's first.
 #pragma once
 
-#include "sm90/output.cuh"
+#include "device/math.cuh"
 
 namespace varattn::sm90 {
+
+using namespace device;
 
 // Online softmax of the two rows of a thread, in base 2. Probabilities are relative to a reference: the maximum of the row's
 // first block. It stays until the probabilities of a block turn out large, which their sum tells: so later blocks need no
