@@ -14,7 +14,7 @@ import torch
 import varattn
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "python"))
-from cases import Case, assert_matches_reference, int32, make_inputs, make_plan, run
+from cases import INVARIANCE, Case, assert_matches_reference, int32, make_inputs, make_plan, run
 
 LENGTHS = [
     ([1, 1, 1, 0, 1], [700, 1, 64, 5, 0]),  # decodes, some of them empty
@@ -54,15 +54,17 @@ def sweep() -> int:
 
 def hostile() -> int:
     """Lengths and page ids that lie: only that nothing is touched out of bounds."""
-    x = make_inputs(Case([1, 40, 3], [900, 300, 77]), "cuda", poison=0.0)
     wild = [-1, -(2**31), 2**31 - 1, 64, 4096]
-    for _ in range(10):
-        x.cu_seqlens_q.copy_(int32([random.choice([*wild, *range(45)]) for _ in range(4)], "cuda"))
-        x.lengths["seqused_k"].copy_(int32([random.choice([*wild, *range(900)]) for _ in range(3)], "cuda"))
-        x.lengths["block_table"].random_(-3, 2**31 - 1)
-        out = varattn.mha_varlen(*x.tensors, **x.lengths, plan=make_plan(x), causal=True)
-        assert torch.isfinite(out).all()
-    return 10
+    for options in INVARIANCE:
+        x = make_inputs(Case([1, 40, 3], [9000, 300, 77], **options), "cuda", poison=0.0)
+        for _ in range(10):
+            x.cu_seqlens_q.copy_(int32([random.choice([*wild, *range(45)]) for _ in range(4)], "cuda"))
+            x.lengths["seqused_k"].copy_(int32([random.choice([*wild, *range(9000)]) for _ in range(3)], "cuda"))
+            x.lengths["block_table"].random_(-3, 2**31 - 1)
+            shared = x.case.shared_options()
+            out = varattn.mha_varlen(*x.tensors, **x.lengths, plan=make_plan(x), **shared)
+            assert torch.isfinite(out).all()
+    return 10 * len(INVARIANCE)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from cases import (
+    INVARIANCE,
     Case,
     Inputs,
     assert_matches_reference,
@@ -163,31 +164,34 @@ def test_wild_page_ids_read_as_zeros_and_set_the_status(device, seed):
         varattn.check(plan)
 
 
+@pytest.mark.parametrize("options", INVARIANCE, ids=str)
 @pytest.mark.parametrize("layout", ["packed", "nhd"])
-def test_keys_past_the_end_are_absent_and_set_the_status(device, seed, layout):
-    x = make_inputs(Case([9, 2], [100, 50], layout=layout, page_size=8), device)
-    if layout == "packed":
-        x.k, x.v = x.k[:120], x.v[:120]
-    else:
-        x.lengths["block_table"] = x.lengths["block_table"][:, :9]
-    plan = make_plan(x)
-    out, lse = varattn.mha_varlen(*x.tensors, **x.lengths, plan=plan, causal=True, return_lse=True)
-    assert_matches_reference(x, out, lse)
-    with pytest.raises(varattn.PlanError, match="keys past the end"):
-        varattn.check(plan)
+def test_keys_past_the_end_are_absent_and_set_the_status(device, seed, layout, options):
+    for first, there in ((100, 72), (9000, 5000), (9000, 4096)):
+        x = make_inputs(Case([9, 2], [first, 50], layout=layout, page_size=8, **options), device)
+        if layout == "packed":
+            x.k, x.v = x.k[: first + 20], x.v[: first + 20]  # of the second sequence, 20 keys
+        else:
+            x.lengths["block_table"] = x.lengths["block_table"][:, : there // 8]
+        plan = make_plan(x)
+        out, lse = varattn.mha_varlen(*x.tensors, **x.lengths, plan=plan, **x.case.shared_options(), return_lse=True)
+        assert_matches_reference(x, out, lse)
+        with pytest.raises(varattn.PlanError, match="keys past the end"):
+            varattn.check(plan)
 
 
-def test_hostile_lengths_are_clamped_and_stay_in_bounds(device, seed):
+@pytest.mark.parametrize("options", INVARIANCE, ids=str)
+def test_hostile_lengths_are_clamped_and_stay_in_bounds(device, seed, options):
     """Lengths that no allocator made: the result is that of the clamped ones, and a status, never a fault."""
     wild = [-(2**31), -1, 0, 1, 5, 40, 10**6, 2**31 - 1]
     for _ in range(60):
         layout = random.choice(["packed", "packed_used", "nhd"])
-        x = make_inputs(Case([5, 1, 20], [50, 60, 20], layout=layout), device, poison=0.0)
+        x = make_inputs(Case([5, 1, 20], [50, 60, 20], layout=layout, **options), device, poison=0.0)
         for t in (x.cu_seqlens_q, *x.lengths.values()):
             if random.random() < 0.5:
                 t.view(-1)[random.randrange(t.numel())] = random.choice(wild)
         plan = make_plan(x)
-        out, lse = varattn.mha_varlen(*x.tensors, **x.lengths, plan=plan, causal=True, return_lse=True)
+        out, lse = varattn.mha_varlen(*x.tensors, **x.lengths, plan=plan, **x.case.shared_options(), return_lse=True)
         try:
             varattn.check(plan)
         except varattn.PlanError:
