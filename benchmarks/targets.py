@@ -12,7 +12,7 @@ class Target:
     ratio: float | None = None  # FA3's best time over ours, at least
     share: float | None = None  # of the floor, at least
     of_packed: float | None = None  # our time on packed K/V over ours on these pages, at least
-    of_bfloat16: float | None = None  # the ratio over that in bfloat16, at least
+    of_bfloat16: float | None = None  # our time in bfloat16 over ours, at least
     gb_per_s_per_sm: float | None = None  # on an H200, at least; on other GPUs 85% of the copy rate
     plan_us: float | None = None  # of our planner, at most
 
@@ -22,7 +22,7 @@ class Target:
             (self.ratio, lambda x: f"{x:.2f}"),
             (self.share, lambda x: f"{x:.0%} of floor"),
             (self.of_packed, lambda x: f"{x:.2f} of packed"),
-            (self.of_bfloat16, lambda x: f"{x:.2f} of bf16's"),
+            (self.of_bfloat16, lambda x: f"{x:.2f} of bf16"),
             (self.gb_per_s_per_sm, lambda x: f"{x:.0f} GB/s/SM"),
             (self.plan_us, lambda x: f"plan {x:.0f} us"),
         ]
@@ -71,7 +71,11 @@ def misses(row, rows: dict[str, object], device: str, copy_rate: float) -> list[
     if target is None or row.ours is None:
         return []
     ours = row.ours.median
-    of_packed, of_bfloat16 = comparisons(row, rows)
+
+    def over(title: str) -> float | None:
+        other = rows.get(title)
+        return other.ours.median / ours if other and other.ours else None
+
     rate = row.step.bytes / ours
     least_rate = 0.0
     if target.gb_per_s_per_sm is not None:
@@ -79,8 +83,8 @@ def misses(row, rows: dict[str, object], device: str, copy_rate: float) -> list[
     found = [
         ("ratio", row.ratio, target.ratio),
         ("share of the floor", row.floor / ours, target.share),
-        ("share of packed", of_packed, target.of_packed),
-        ("share of bfloat16's ratio", of_bfloat16, target.of_bfloat16),
+        ("share of packed", over(row.step.title_for(page_size=0)), target.of_packed),
+        ("share of bfloat16", over(row.step.title_for(dtype="bfloat16")), target.of_bfloat16),
         ("GB/s per SM", rate / 1e9 / row.num_sms, least_rate / 1e9 / row.num_sms if least_rate else None),
     ]
     # Rounded as the table shows it.
@@ -99,17 +103,10 @@ def is_measured(row, rows: dict[str, object]) -> bool:
     target = target_of(row)
     if target is None or row.ours is None:
         return False
-    of_packed, of_bfloat16 = comparisons(row, rows)
-    pairs = [(target.ratio, row.ratio), (target.of_packed, of_packed), (target.of_bfloat16, of_bfloat16)]
-    return all(least is None or got is not None for least, got in pairs)
-
-
-def comparisons(row, rows: dict[str, object]) -> tuple[float | None, float | None]:
-    """Time on packed K/V over the row's, and the row's ratio over that in bfloat16: each if both are there."""
-    packed, bfloat16 = rows.get(row.step.title_for(page_size=0)), rows.get(row.step.title_for(dtype="bfloat16"))
-    of_packed = packed.ours.median / row.ours.median if packed and packed.ours else None
-    of_bfloat16 = row.ratio / bfloat16.ratio if row.ratio and bfloat16 and bfloat16.ratio else None
-    return of_packed, of_bfloat16
+    others = [row.step.title_for(page_size=0)] * (target.of_packed is not None)
+    others += [row.step.title_for(dtype="bfloat16")] * (target.of_bfloat16 is not None)
+    has_ratio = target.ratio is None or row.ratio is not None
+    return has_ratio and all(title in rows and rows[title].ours for title in others)
 
 
 def target_of(row) -> Target | None:

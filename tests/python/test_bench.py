@@ -105,11 +105,9 @@ def test_a_row_is_held_to_its_target():
     assert words(row(few, right, num_sms=48)) == []
     assert words(row(few, right * 1.1, num_sms=48)) == ["GB/s per SM 70.91 < 78.00"]
     decode = "decode b1 k64k, p16"
-    half = row(decode, 105e-6, 105e-6, dtype="float16")
-    assert words(half, row(decode, 100e-6, 105e-6)) == ["share of bfloat16's ratio 0.95 < 0.98"]
-    assert words(half, row(decode, 100e-6, 101e-6)) == []
-    assert words(half, row(decode, 100e-6)) is None, "nothing to compare with"
-    assert words(row(decode, 105e-6, dtype="float16"), row(decode, 100e-6, 101e-6)) is None
+    half = row(decode, 105e-6, dtype="float16")
+    assert words(half, row(decode, 100e-6)) == ["share of bfloat16 0.95 < 0.98"]
+    assert words(half, row(decode, 104e-6)) == []
     many = row("decode b1024 k1k, p16", 100e-6, 120e-6)
     assert words(many) == [], "its planner was not timed"
     assert words(replace(many, times=many.times | {OUR_PLAN: Timing.of([5e-6])})) == []
