@@ -63,10 +63,10 @@ def mha_varlen(
         softcap: above 0: scores become softcap * tanh(score / softcap).
         sinks: (num_heads_q,) float32 or bfloat16: a logit for each head that adds to the denominator alone.
         num_splits: the upper bound on the pieces that a tile's keys are cut into. 0: the default bound; 1: never.
-        batch_invariant: a sequence's bits don't depend on the other sequences. num_splits=0 then means never, as slow as it
-            is for a few long sequences; a bound above 1 splits them, where the kernel can (on Hopper), and costs other
-            batches a little (docs/architecture.md). The bits with such a bound are others than without, and the same for
-            all such bounds.
+        batch_invariant: a sequence's bits don't depend on the other sequences. num_splits=0 then means never, which
+            is slow for a few long sequences. A bound above 1 splits them where the kernel can (on Hopper), and costs
+            other batches a little (docs/architecture.md); its bits are others than without, and the same for all such
+            bounds.
         sm_margin: SMs to leave free.
         out: (total_q, num_heads_q, head_dim_v) of q's dtype, to write to. None: allocated.
         lse: (num_heads_q, total_q) float32, to write to; only with out.
