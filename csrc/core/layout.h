@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/host_device.h"
+#include "core/kernel_table.h"
 #include "varattn/plan.h"
 
 namespace varattn {
@@ -86,8 +87,7 @@ struct alignas(128) QueueState {
 
 // Floats of a row that a CTA keeps: as many as the kernel pads the head dim to, and 8 for its LSE, which is there four times.
 VARATTN_HD constexpr int32_t kept_row_floats(const PlanConfig& c) {
-    const int32_t dim = max_of(c.head_dim, c.head_dim_v);
-    return (dim <= 64 ? 64 : dim <= 128 ? 128 : 256) + 8;
+    return (c.kernel == kKernelSm90D64 ? 64 : c.kernel == kKernelSm90D128 ? 128 : 256) + 8;
 }
 
 struct WorkspaceLayout {

@@ -69,7 +69,8 @@ constexpr bool agrees_with_table(KernelId id) {
     using C = Config<uint16_t, kDim>;
     const KernelConfig& row = kKernelTable[id];
     return row.id == id && row.max_head_dim == kDim && row.tile_rows == C::kTileRows && row.block_n == C::kBlockN &&
-           row.tile_rows_decode == (C::kHasDecode ? kDecodeRows : 0);
+           row.tile_rows_decode == (C::kHasDecode ? kDecodeRows : 0) &&
+           kept_row_floats(PlanConfig{.kernel = id}) == kDim + 8;
 }
 static_assert(agrees_with_table<64>(kKernelSm90D64) && agrees_with_table<128>(kKernelSm90D128) &&
               agrees_with_table<256>(kKernelSm90D256));

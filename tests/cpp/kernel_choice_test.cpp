@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "core/kernel_table.h"
+#include "core/layout.h"
 #include "varattn/varattn.hpp"
 
 namespace varattn {
@@ -39,6 +40,20 @@ TEST(KernelChoice, portable) {
 TEST(KernelChoice, portable_d256) {
     EXPECT_EQ(name_of(kHopper, 64), "portable_d256");
     EXPECT_EQ(name_of(kAmpere, 64), "portable_d256");
+}
+
+// Sizes follow from the kernel that serves the head dim, not from the head dim.
+TEST(KernelChoice, sm90_d128) {
+    EXPECT_EQ(name_of(kHopper, 64), "sm90_d128");
+    EXPECT_EQ(name_of(kAmpere, 64), "");
+    PlanOptions options;
+    options.num_heads_q = options.num_heads_kv = 1;
+    options.head_dim = 64;
+    options.batch_invariant = true;
+    options.num_splits = 8;
+    EXPECT_EQ(workspace_layout(make_plan_config(kHopper, options)).kept_floats, 128 * (128 + 8));
+    options.num_splits = 0;
+    EXPECT_EQ(workspace_layout(make_plan_config(kHopper, options)).kept_floats, 0);
 }
 
 TEST(KernelChoice, nothing) {
