@@ -151,7 +151,7 @@ def over_groups(runner: Runner) -> Iterator[Point]:
 
 
 def over_invariant(runner: Runner) -> Iterator[Point]:
-    few = {
+    batches = {
         "1 x 64k": decodes([65536]),
         "16 x 8k": decodes([8192] * 16),
         "128 ragged": decodes(ragged(128, 64, 32768, 2, 3.0)),
@@ -159,7 +159,7 @@ def over_invariant(runner: Runner) -> Iterator[Point]:
         "2k of 32k": ((2048, 32768),),
     }
     for heads in (Heads(32, 8), Heads(8, 1)):
-        for name, lengths in few.items():
+        for name, lengths in batches.items():
             step = BenchStep(f"{name}, {heads.q}/{heads.kv} heads", "invariant", lengths, heads)
             times = runner.times(step, (1, SPLITS_BOUND), (1,), batch_invariant=True)
             ours = times.pop(str(SPLITS_BOUND))

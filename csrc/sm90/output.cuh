@@ -54,7 +54,7 @@ __device__ __forceinline__ void end_task(const LaunchParams& p, SharedMemory<C>&
     if (thread % 32 == 0) mbarrier_arrive(&sm.item_empty[slot]);
 }
 
-// Partial results of a tile in this launch's workspace.
+// Partial results of a split tile in this launch's workspace.
 struct Partials {
     float* lse;
     float* out;
@@ -65,6 +65,7 @@ struct Partials {
         out = reinterpret_cast<float*>(base + p.workspace.partial_out) + row * p.a.config.head_dim_v;
     }
 };
+// How many of its splits have arrived.
 __device__ __forceinline__ uint32_t* arrivals_of(const LaunchParams& p, const Work& w) {
     return reinterpret_cast<uint32_t*>(static_cast<char*>(p.a.workspace) + p.workspace.arrivals) +
            w.item.split_tile * p.a.config.num_heads_kv + w.head_kv;
@@ -123,7 +124,7 @@ __device__ __forceinline__ void merge_rows(const LaunchParams& p, const Work& w,
         if constexpr (C::kFoldsSegments) {
 #pragma unroll
             for (int i = 0; i < kSplits; ++i) {
-                Fold fold(top, lse[i]);
+                const Fold fold(top, lse[i]);
                 top = fold.lse;
 #pragma unroll
                 for (int r = 0; r < kRows; ++r) {

@@ -24,10 +24,11 @@ struct Scheduler {
     SharedMemory<C>& sm;
     const int lane;
     const uint32_t num_tasks, num_front_items, num_front_ctas, section_heads, seat;
-    int32_t word;               // of the next Work, the one at `lane`
-    int32_t next_segment = 0;   // the block that the next segment of the same item begins at
-    bool has_segments = false;  // the item has more of them
-    uint64_t begin_ns = 0;
+    int32_t word;  // of the next Work, the one at `lane`
+    // If the kernel folds segments, of the item at hand:
+    int32_t next_segment = 0;   // the block that the next one begins at
+    bool has_segments = false;  // there is a next one
+    uint64_t begin_ns = 0;      // of a trace: when the first one was published
     RingPosition<kItemSlots> slot;
     RingPosition<C::kQSlots> q_slot;
 

@@ -431,7 +431,8 @@ def test_batch_invariant_bits_do_not_depend_on_splits(device, seed, head_dim):
 def test_batch_invariant_long_sequences_are_split_if_asked(device, seed):
     x = make_inputs(Case([1], [60000], num_heads_q=8, batch_invariant=True), device)
     assert make_plan(x).header()["num_split_tiles"] == 0
-    can_split = device == "cuda" and torch.cuda.get_device_capability()[0] == 9 and "VARATTN_KERNEL" not in os.environ
+    is_portable = os.environ.get("VARATTN_KERNEL", "").startswith("portable")
+    can_split = device == "cuda" and torch.cuda.get_device_capability()[0] == 9 and not is_portable
     assert make_plan(x, num_splits=16).header()["num_split_tiles"] == can_split
 
 

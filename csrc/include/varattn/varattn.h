@@ -46,8 +46,7 @@ typedef struct varattn_plan_options {
     int32_t causal;       /* 0 or 1 */
     int32_t window_left;  /* -1: unbounded */
     int32_t window_right; /* -1: unbounded */
-    int32_t
-        num_splits; /* upper bound on splits of a tile; 0: the default bound (1 if batch_invariant), 1: never split */
+    int32_t num_splits;   /* upper bound on splits of a tile; 1: never split; 0: the default, 1 if batch_invariant */
     int32_t batch_invariant;
     int32_t sm_margin;
     int32_t max_seqs;

@@ -30,8 +30,7 @@ struct PlanOptions {
     bool causal = false;
     int32_t window_left = -1;  // -1: unbounded
     int32_t window_right = -1;
-    int32_t num_splits =
-        0;  // upper bound on splits of a tile; 0: the default bound (1 if batch_invariant), 1: never split
+    int32_t num_splits = 0;  // upper bound on splits of a tile; 1: never split; 0: the default, 1 if batch_invariant
     bool batch_invariant = false;
     int32_t sm_margin = 0;    // SMs left free
     int32_t max_seqs = 0;     // batch size of the launches
