@@ -16,6 +16,13 @@ std::string name_of(const Device& device, int32_t head_dim) {
     return kernel ? kernel->name : "";
 }
 
+PlanOptions one_head() {
+    PlanOptions options;
+    options.num_heads_q = options.num_heads_kv = 1;
+    options.head_dim = 64;
+    return options;
+}
+
 TEST(KernelChoice, unset) {
     EXPECT_EQ(name_of(kAmpere, 64), "portable_d64");
     EXPECT_EQ(name_of(kAmpere, 72), "portable_d128");
@@ -46,9 +53,7 @@ TEST(KernelChoice, portable_d256) {
 TEST(KernelChoice, sm90_d128) {
     EXPECT_EQ(name_of(kHopper, 64), "sm90_d128");
     EXPECT_EQ(name_of(kAmpere, 64), "");
-    PlanOptions options;
-    options.num_heads_q = options.num_heads_kv = 1;
-    options.head_dim = 64;
+    PlanOptions options = one_head();
     options.batch_invariant = true;
     options.num_splits = 8;
     EXPECT_EQ(workspace_layout(make_plan_config(kHopper, options)).kept_floats, 128 * (128 + 8));
@@ -59,10 +64,7 @@ TEST(KernelChoice, sm90_d128) {
 TEST(KernelChoice, nothing) {
     EXPECT_EQ(name_of(kHopper, 64), "");
     EXPECT_EQ(name_of(kCpu, 64), "cpu");
-    PlanOptions options;
-    options.num_heads_q = options.num_heads_kv = 1;
-    options.head_dim = 64;
-    EXPECT_THROW(make_plan_config(kHopper, options), Error);
+    EXPECT_THROW(make_plan_config(kHopper, one_head()), Error);
 }
 
 TEST(KernelTable, RowsAreInOrderAndConsistent) {
