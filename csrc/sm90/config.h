@@ -35,10 +35,12 @@ struct Config {
     static constexpr int kThreads = 32 * (kConsumerWarps + kProducerWarps);
     static constexpr int kTileRows = 64 * kConsumerWarpgroups;  // prefill: 64 rows a warpgroup
     static constexpr int kBlockN = kDim == 256 ? 64 : 128;
-    // Of prefill's loop, as measured (docs/performance.md): whether warpgroups take turns at issuing products, and how many
-    // of a thread's scores become probabilities before the product with the last values has ended.
+    // Of prefill's loop, as measured (docs/performance.md): whether warpgroups take turns at issuing products, how many of a
+    // thread's scores become probabilities before the product with the last values has ended, and whether blocks without
+    // masks have a loop of their own. With other head dims that one spills.
     static constexpr bool kTakeTurns = kDim != 64;
-    static constexpr int kEarlyScores = kDim == 64 ? 8 : kDim == 128 ? 40 : 16;
+    static constexpr int kEarlyScores = kDim == 64 ? 8 : kDim == 128 ? 32 : 16;
+    static constexpr bool kWholeLoop = kDim == 128;
     static constexpr int kParts = kDim / kPartDims;
     static constexpr int kQPartBytes = kTileRows * 128;  // the same rows, 64 dims further on
     static constexpr int kKvPartBytes = kBlockN * 128;

@@ -122,7 +122,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         named_barrier_sync(kBarrierWarpgroup + wg, 128);
     };
     auto finish_scores = [&] {
-        if (block >= whole_end || block < whole_begin) {  // one branch over whatever is seldom
+        if (block >= whole_end || block < whole_begin) {
             if (p.score_scale != 0.f) cap_scores(s, p.score_scale);
             const Range visible = visible_to_row(p, task(), row), next_visible = visible_to_row(p, task(), row + 8);
             const int column = block * C::kBlockN + lane % 4 * 2;
@@ -140,8 +140,13 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         softmax.raise(0, true, s, p.scale_log2);
         softmax.raise(1, true, s, p.scale_log2);
     };
-    // A row of a later block whose probabilities are too large gets a new reference.
-    auto mend = [&](float (&block_sum)[2]) {
+    float block_sum[2] = {};  // of a round
+    auto add_sums = [&] {
+        softmax.sum[0] += block_sum[0];
+        softmax.sum[1] += block_sum[1];
+    };
+    // Rows of a later block whose probabilities are too large get a new reference.
+    auto mend = [&] {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const uint32_t late = __ballot_sync(~0u, softmax.is_late(h, block_sum));
@@ -155,7 +160,6 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
                     o[g][i + h * 2 + 1] *= factor;
                 }
         }
-        block_sum[0] = block_sum[1] = 0.f;
         float x[kScores];
         softmax.template exponentiate<0, kScores>(s, p.scale_log2, x, block_sum);
         pack(x, 0);
@@ -170,34 +174,37 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
 
     // Multiplies the probabilities of one block by its values, and makes those of the next, which is `block`. The stages at
     // `kv`: K of the next, V of the one. Without a block before, the product takes K in place of V, and means nothing.
-    auto round = [&](auto same_task, bool has_values) {
-        constexpr bool kMayHaveValues = decltype(same_task)::value || kChains;
+    // is_first: the next block is the first of its task. is_whole: nobody's view of it ends or begins in it.
+    // Returns whether some row needs another reference, see mend.
+    auto round = [&](auto is_first, auto is_whole, bool has_values) {
+        constexpr bool kIsFirst = decltype(is_first)::value, kMayHaveValues = !kIsFirst || kChains;
         const RingPosition<C::kStages> v_at = has_values ? kv.next() : kv;
         const uint64_t q_desc = q_descriptor(), k_desc = k_descriptor(kv.stage), v_desc = v_descriptor(v_at.stage);
+        if constexpr (C::kWholeLoop && !kIsFirst) await_block(v_at);  // without it there is no room for that here
         take_turn();
         multiply_keys(q_desc, k_desc);
         if constexpr (kMayHaveValues) multiply_values(v_desc);
         pass_turn();
         await_keys(kv.stage, std::bool_constant<kMayHaveValues>{});
-        finish_scores();
+        if constexpr (!decltype(is_whole)::value) finish_scores();
         kv = v_at.next();
-        if constexpr (!decltype(same_task)::value) begin_softmax();
-        float block_sum[2] = {0.f, 0.f};
+        if constexpr (kIsFirst) begin_softmax();
         float early[kEarly], late[kScores - kEarly];
         softmax.template exponentiate<0, kEarly>(s, p.scale_log2, early, block_sum);
-        // Summed up here, not among the later exponentials. Three warpgroups have no registers left for it.
-        if constexpr (C::kConsumerWarpgroups == 2) pin_registers(block_sum);
         if (block > last_block) await_block(kv);
         if constexpr (kMayHaveValues) await_values();
         if (has_values) release(v_at.stage);
-        if (block > last_block) await_block(kv.next());
+        if (!C::kWholeLoop && block > last_block) await_block(kv.next());
         pack(early, 0);
         softmax.template exponentiate<kEarly, kScores - kEarly>(s, p.scale_log2, late, block_sum);
         pack(late, kEarly);
-        if constexpr (decltype(same_task)::value)
-            if (__any_sync(~0u, softmax.is_late(0, block_sum) || softmax.is_late(1, block_sum))) mend(block_sum);
-        softmax.sum[0] += block_sum[0];
-        softmax.sum[1] += block_sum[1];
+        if constexpr (!kIsFirst)
+            if (__any_sync(~0u, softmax.is_late(0, block_sum) || softmax.is_late(1, block_sum))) {
+                if constexpr (C::kWholeLoop) return true;
+                mend();
+            }
+        add_sums();
+        return false;
     };
 
     // A warpgroup without rows keeps step with the others, and leaves them the tensor cores.
@@ -229,7 +236,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         if (has_next) {
             begin_task();
             if (has_done) await_block(kv.next());
-            round(std::false_type{}, has_done);
+            round(std::true_type{}, std::false_type{}, has_done);
         } else {
             multiply_values(v_descriptor(kv.stage));
             await_values();
@@ -243,9 +250,24 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         has_output = 0;
 
         if (block > last_block && task().first_is_dirty) clean(task(), kv.next());
+        // Whole blocks have a loop of their own, with nothing in it that is seldom run: instructions are fetched ahead in a
+        // line, so that every jump waits for them.
         while (block > last_block) {
-            --block;
-            round(std::true_type{}, true);
+            bool is_late;
+            if (!C::kWholeLoop || block > whole_end || block <= whole_begin) {
+                --block;
+                is_late = round(std::false_type{}, std::false_type{}, true);
+            } else {
+                const int32_t last_whole = max_of(last_block, whole_begin);
+                do {
+                    --block;
+                    is_late = round(std::false_type{}, std::true_type{}, true);
+                } while (!is_late && block > last_whole);
+            }
+            if (is_late) {
+                mend();
+                add_sums();
+            }
         }
         // The probabilities are those of the last block.
         const RingPosition<kItemSlots> next_slot = slot.next();

@@ -11,27 +11,29 @@ using namespace device;
 // Online softmax of the two rows of a thread, in base 2. Probabilities are relative to a reference: the maximum of the row's
 // first block. It stays until the probabilities of a block turn out large, which their sum tells: so later blocks need no
 // maxima, and the output no rescaling. Every decision is a row's own: its bits do not depend on the other rows of the tile.
+inline constexpr float kLargeProbabilities = 16384.f;  // of a thread; float16 ends at 65504
+
 template <int kScores>
 struct RowSoftmax {
-    static constexpr float kLarge = 16384.f;  // float16 ends at 65504
-
     float top[2] = {-INFINITY, -INFINITY};  // the reference, a raw score
     float offset[2] = {0.f, 0.f};           // the same as an exponent of 2, or 0 if there is none yet
     float sum[2] = {0.f, 0.f};              // this thread's share
 
-    // Probabilities of kCount scores from kFirst on, added to the block's sums. Of use unless the block turns out late.
+    // Probabilities of kCount scores from kFirst on, and the block's sums, which those from 0 on begin. Of use unless the block
+    // turns out late.
     template <int kFirst, int kCount>
     __device__ __forceinline__ void exponentiate(const float (&s)[kScores], float scale_log2, float (&x)[kCount],
                                                  float (&block_sum)[2]) const {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
             x[i] = exp2_approx(fmaf(s[kFirst + i], scale_log2, -offset[i / 2 % 2]));
-            block_sum[i / 2 % 2] += x[i];
+            float& sum = block_sum[i / 2 % 2];
+            sum = kFirst == 0 && (i == 0 || i == 2) ? x[i] : sum + x[i];
         }
     }
     // Whether a row needs another reference for this block.
     __device__ __forceinline__ bool is_late(int h, const float (&block_sum)[2]) const {
-        return !(block_sum[h] <= kLarge) || top[h] == -INFINITY;
+        return !(block_sum[h] <= kLargeProbabilities) || top[h] == -INFINITY;
     }
     // Raises the row's reference to its maximum, if it is late. Returns the factor for what was accumulated before.
     __device__ __forceinline__ float raise(int h, bool late, const float (&s)[kScores], float scale_log2) {
