@@ -101,11 +101,11 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
                 p.a, lane, 1, [&] { return !*static_cast<volatile bool*>(&sm.no_more_tasks); });
         else if (warp - C::kConsumerWarps < p.num_copy_warps) {
             if (has_own_loops(C::kDim) && p.one_box)
-                copy_keys<C, C::kBlockN>(p, sm, 0);
+                copy_keys<C, true>(p, sm, 0);
             else if (has_own_loops(C::kDim) && p.a.block_table && p.a.page_size == kSmallPage)
-                copy_keys<C, kSmallPage>(p, sm, warp - C::kConsumerWarps);
+                copy_small_pages<C>(p, sm, warp - C::kConsumerWarps);
             else
-                copy_keys<C, 0>(p, sm, warp - C::kConsumerWarps);
+                copy_keys<C, false>(p, sm, warp - C::kConsumerWarps);
         }
     } else {
         raise_register_limit<C::kConsumerRegisters>();
