@@ -45,6 +45,13 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
     ldmatrix_x4_trans(r, smem_address(row));
 }
 
+// Of an 8x8 matrix of 16-bit elements. Lane l holds of it row l/4, columns l%4*2 and the next, before and after.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t pair) {
+    uint32_t transposed;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+    return transposed;
+}
+
 // Two float32 as T, the first in the low half.
 template <class T>
 __device__ __forceinline__ uint32_t pack2(float low, float high) {

@@ -75,16 +75,17 @@ struct Work {
     int32_t whole_begin[3], whole_end[3];  // of each warpgroup: blocks outside hold keys that some row does not see
     bool first_is_dirty, last_is_dirty;    // that block holds keys outside [key_begin, key_end)
     bool decode;
-    bool chained;  // one of a chain of prefill items, see prefill.cuh
+    int32_t decode_row_tiles;  // of 8 rows, of a decode with keys and rows; else 0
+    bool chained;              // one of a chain of prefill items, see prefill.cuh
     // If the kernel folds segments:
     bool opens, closes;  // it is the first, the last segment of its item
     int32_t segment;     // of its tile, from 0
     uint64_t begin_ns;   // of a trace: when the item was published
 };
 
-// Maxima and sums of two rows of a decode task, over a warp's keys.
-struct alignas(16) DecodeRows {
-    float top[2], sum[2];
+// Of a row of a decode task, over a warp's keys: what probabilities are relative to, a raw score, and their sum.
+struct alignas(8) DecodeRow {
+    float top, sum;
 };
 
 template <class C>
@@ -92,7 +93,7 @@ struct alignas(1024) SharedMemory {
     uint8_t q[C::kQSlots][C::kQBytes];  // later the warps' partial outputs in decode mode
     uint8_t kv[C::kStages][C::kStageBytes];
     Work work[kItemSlots];
-    DecodeRows decode_rows[2][4][8];  // of each warpgroup's warps: rows i and i + 8
+    DecodeRow decode_rows[2][4][kDecodeRows];  // of each warpgroup's warps
     int32_t is_last_split;
     bool no_more_tasks;  // for this CTA
     uint64_t q_full[C::kQSlots], q_empty[C::kQSlots];

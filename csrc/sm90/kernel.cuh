@@ -40,8 +40,10 @@ __device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int 
         if (w.num_rows > 0) {
             if (w.num_blocks == 0)
                 write_empty<C>(p, w, here);
-            else if (C::kHasDecode && w.decode)
-                attend_decode<C>(p, sm, w, kv, q_slot, wg, here);
+            else if (C::kHasDecode && w.decode_row_tiles == 1)
+                attend_decode<C, true>(p, sm, kv, q_slot, slot, wg, here);
+            else if (C::kHasDecode && w.decode_row_tiles == 2)
+                attend_decode<C, false>(p, sm, kv, q_slot, slot, wg, here);
             else
                 attend_prefill<C>(p, sm, kv, q_slot, slot, wg, here);
             // A chain ends at another task than it began with, but none of them is split.

@@ -86,6 +86,7 @@ private:
         __syncwarp();
         if (lane == 0) {
             to.chained = false;
+            to.decode_row_tiles = 0;
             if (to.head_kv >= 0) {
                 if constexpr (C::kFoldsSegments)
                     next_segment = take_segment<C>(p, to, has_segments ? next_segment : to.item.block_begin);

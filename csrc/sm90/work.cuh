@@ -72,6 +72,7 @@ __device__ __forceinline__ uint32_t clip_work(const LaunchParams& p, Work& w) {
     const int32_t first_block = block_end - num_blocks;
     w.first_is_dirty = block_end * C::kBlockN > key_end || (block_end - 1) * C::kBlockN < w.key_begin;
     w.last_is_dirty = (first_block + 1) * C::kBlockN > key_end || first_block * C::kBlockN < w.key_begin;
+    w.decode_row_tiles = w.decode && num_blocks > 0 ? ceil_div(num_rows, 8) : 0;
     w.chained = C::kQSlots > 1 && !w.decode && item.num_splits == 1 && num_blocks > 0 &&
                 num_rows > 64 * (C::kConsumerWarpgroups - 1);  // every warpgroup has some
     return (num_rows < tile_rows(item) ? kStatusRowsPastEnd : 0) | (key_end < item.kv_len ? kStatusKeysPastEnd : 0);
