@@ -331,10 +331,15 @@ def test_large_scores_do_not_overflow(device, seed):
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_scores_that_rise_block_by_block(device, seed, head_dim):
     """By up to 400 from one end of the keys to the other, either way and not for every row: whatever a softmax takes as
-    the reference of its exponentials in one block is far too small in the next."""
+    the reference of its exponentials in one block is far too small in the next. Decodes have 2, 6 and 14 rows."""
     for dtype in (torch.bfloat16, torch.float16):  # float32 would show the rounding of such scores
         case = Case(
-            [40, 300, 64], [2000, 900, 64], head_dim=head_dim, head_dim_v=head_dim, dtype=dtype, layout="packed"
+            [40, 300, 64, 1, 3, 7],
+            [2000, 900, 64, 1500, 700, 1100],
+            head_dim=head_dim,
+            head_dim_v=head_dim,
+            dtype=dtype,
+            layout="packed",
         )
         x = make_inputs(case, device)
         begin = x.lengths["cu_seqlens_k"].tolist()
