@@ -180,7 +180,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         constexpr bool kIsFirst = decltype(is_first)::value, kMayHaveValues = !kIsFirst || kChains;
         const RingPosition<C::kStages> v_at = has_values ? kv.next() : kv;
         const uint64_t q_desc = q_descriptor(), k_desc = k_descriptor(kv.stage), v_desc = v_descriptor(v_at.stage);
-        if constexpr (C::kWholeLoop && !kIsFirst) await_block(v_at);  // without it there is no room for that here
+        if constexpr (C::kWholeLoop && !kIsFirst) await_block(v_at);  // the loops of other head dims spill here
         take_turn();
         multiply_keys(q_desc, k_desc);
         if constexpr (kMayHaveValues) multiply_values(v_desc);

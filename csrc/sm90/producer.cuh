@@ -57,8 +57,9 @@ __device__ __forceinline__ void leave_task(const LaunchParams& p, SharedMemory<C
 // looked up before this one ends, if it is known by then.
 template <class C>
 __device__ __forceinline__ void copy_small_pages(const LaunchParams& p, SharedMemory<C>& sm, int warp) {
-    constexpr int kBoxes = max_of(C::kBlockN / kSmallPage / kMaxCopyWarps, 1),
+    constexpr int kBoxes = C::kBlockN / kSmallPage / kMaxCopyWarps,
                   kBlocks = 32 / kBoxes;  // whose pages the lanes hold
+    static_assert(kBoxes * kMaxCopyWarps * kSmallPage == C::kBlockN, "every warp has as many");
     constexpr uint32_t kBoxBytes = kSmallPage * 128;
     const int lane = lane_id(), first_box = warp * kBoxes;
     RingPosition<C::kStages> kv;
@@ -200,7 +201,7 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
                 start.row += lane * kCutRows;
                 if (lane < cuts) load_parts(stage + lane * kCutRows * 128, start);
             }
-        } else {  // lanes issue the boxes that they hold, one after the other: at once, they slow prefill's products
+        } else {  // lanes issue the boxes that they hold, one after the other
             const uint32_t box_bytes = box_rows() * 128 * (whole ? C::kParts : 1);
             const uint32_t to = stage + (first_box + from.my_box) * box_bytes;
             const bool has_box = from.my_box >= 0 && from.my_box < boxes();

@@ -8,11 +8,11 @@ namespace varattn::sm90 {
 
 using namespace device;
 
+inline constexpr float kLargeProbabilities = 16384.f;  // the sum of a thread's; float16 ends at 65504
+
 // Online softmax of the two rows of a thread, in base 2. Probabilities are relative to a reference: the maximum of the row's
 // first block. It stays until the probabilities of a block turn out large, which their sum tells: so later blocks need no
 // maxima, and the output no rescaling. Every decision is a row's own: its bits do not depend on the other rows of the tile.
-inline constexpr float kLargeProbabilities = 16384.f;  // of a thread; float16 ends at 65504
-
 template <int kScores>
 struct RowSoftmax {
     float top[2] = {-INFINITY, -INFINITY};  // the reference, a raw score
