@@ -96,54 +96,60 @@ __device__ __forceinline__ void store_words(void* to, const uint32_t (&x)[kWords
         *static_cast<uint32_t*>(to) = x[0];
 }
 
-// Merges kRows rows of a tile from first_row on, by a warp: online over the splits (or segments), kSplits at a time in index
-// order. What is loaded at a time depends on nothing, so that it takes the memory's latency once.
-template <class C, int kRows, int kSplits>
+// Merges rows of a tile from first_row on, by a warp: kLoads rows split by split, or, of a decode, one row kLoads splits (or
+// segments) at a time. What is loaded at a time depends on nothing, so that it takes the memory's latency once. Lanes work out
+// the weights of kLoads results at once; in index order, so that the bits do not depend on who merges.
+template <class C, bool kDecode, int kLoads>
 __device__ __forceinline__ void merge_rows(const LaunchParams& p, const Work& w, const Partials& partials,
                                            int first_row, int lane) {
-    constexpr int kColumns = C::kDim / 32;  // of a lane
+    constexpr int kColumns = C::kDim / 32, kRows = kDecode ? 1 : kLoads;  // of a lane; of the warp
     const Range segments = C::kFoldsSegments ? tile_segments(p, w.item) : Range{0, w.item.num_splits};
     const int num_splits = segments.end - segments.begin, split_rows = tile_rows(w.item), dim = p.a.config.head_dim_v;
     const int rows = min_of(w.num_rows - first_row, kRows), column = lane * kColumns;
-    const int64_t split_stride = int64_t{split_rows} * dim;
-    // Lane r has maximum and sum of row r; or the LSE of what is folded.
-    const int my_row = first_row + min_of(lane, rows - 1);
+    const int my_row = first_row + min_of(lane, rows - 1), my_load = min_of(lane, kLoads - 1);
+    // What of load i: its row and its split, from first_row and from the first split of a turn.
+    auto row_of = [](int i) { return kDecode ? 0 : i; };
+    auto split_of = [](int i) { return kDecode ? i : 0; };
+    auto over_splits = [](float x, auto operation) {  // of a row
+#pragma unroll
+        for (int lanes = 1; kDecode && lanes < kLoads; lanes *= 2)
+            x = operation(x, __shfl_xor_sync(~0u, x, lanes));
+        return x;
+    };
+    // Maximum and sum of this lane's row; or the LSE of what is folded.
     float top = -INFINITY, sum = 0.f, acc[kRows][kColumns] = {};
 #pragma unroll 1
-    for (int split = 0; split < num_splits; split += kSplits) {
-        float lse[kSplits], x[kRows][kSplits][kColumns];
+    for (int split = 0; split < num_splits; split += kDecode ? kLoads : 1) {
+        const int my_split = split + split_of(my_load);
+        const float lse = my_split < num_splits ? __ldcg(partials.lse + my_split * split_rows + my_row) : -INFINITY;
+        const float* from = partials.out + (int64_t{split} * split_rows + first_row) * dim + column;
+        float x[kLoads][kColumns];
 #pragma unroll
-        for (int i = 0; i < kSplits; ++i) {
-            const bool exists = kSplits == 1 || split + i < num_splits;
-            lse[i] = exists ? __ldcg(partials.lse + (split + i) * split_rows + my_row) : -INFINITY;
-            const float* from = partials.out + (split + i) * split_stride + int64_t{first_row} * dim + column;
-#pragma unroll
-            for (int r = 0; r < kRows; ++r)
-                load_columns(x[r][i], from + r * dim, exists && r < rows && column < dim);
+        for (int i = 0; i < kLoads; ++i) {
+            load_columns(x[i], from, split + split_of(i) < num_splits && row_of(i) < rows && column < dim);
+            from += kDecode ? int64_t{split_rows} * dim : dim;
         }
         if constexpr (C::kFoldsSegments) {
 #pragma unroll
-            for (int i = 0; i < kSplits; ++i) {
-                const Fold fold(top, lse[i]);
+            for (int i = 0; i < kLoads; ++i) {
+                if (i > 0 && !kDecode) break;
+                const Fold fold(top, kDecode ? __shfl_sync(~0u, lse, i) : lse);
                 top = fold.lse;
 #pragma unroll
                 for (int r = 0; r < kRows; ++r) {
                     const Fold of_row = fold.of_lane(r);
 #pragma unroll
                     for (int c = 0; c < kColumns; ++c)
-                        acc[r][c] = of_row(acc[r][c], x[r][i][c]);
+                        acc[r][c] = of_row(acc[r][c], x[i + r][c]);
                 }
             }
             continue;
         }
-        float next_top = top;
-#pragma unroll
-        for (int i = 0; i < kSplits; ++i)
-            next_top = fmaxf(next_top, lse[i]);
+        const float next_top = fmaxf(top, over_splits(lse, [](float a, float b) { return fmaxf(a, b); }));
         const float reference = next_top == -INFINITY ? 0.f : next_top;
-        const float factor = exp2f((top - reference) * kLog2e);
+        const float factor = exp2_approx((top - reference) * kLog2e), weight = exp2_approx((lse - reference) * kLog2e);
         top = next_top;
-        sum *= factor;
+        sum = sum * factor + over_splits(weight, [](float a, float b) { return a + b; });
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
             const float row_factor = __shfl_sync(~0u, factor, r);
@@ -152,31 +158,28 @@ __device__ __forceinline__ void merge_rows(const LaunchParams& p, const Work& w,
                 acc[r][c] *= row_factor;
         }
 #pragma unroll
-        for (int i = 0; i < kSplits; ++i) {
-            const float weight = exp2f((lse[i] - reference) * kLog2e);
-            sum += weight;
+        for (int i = 0; i < kLoads; ++i) {
+            const float load_weight = __shfl_sync(~0u, weight, i);
 #pragma unroll
-            for (int r = 0; r < kRows; ++r) {
-                const float row_weight = __shfl_sync(~0u, weight, r);
-#pragma unroll
-                for (int c = 0; c < kColumns; ++c)
-                    acc[r][c] += row_weight * x[r][i][c];
-            }
+            for (int c = 0; c < kColumns; ++c)
+                acc[row_of(i)][c] += load_weight * x[i][c];
         }
     }
     const RowAddress mine = row_address(p, w, my_row);
     const Denominator d =
         C::kFoldsSegments ? finish_fold(p, mine.head_q, top) : finish_row(p, mine.head_q, top * kLog2e, sum, true);
     if (lane < rows) write_lse(p, mine, d.lse);
+    const auto my_out = reinterpret_cast<uintptr_t>(out_row<C>(p, mine));
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
         const float reciprocal = __shfl_sync(~0u, d.reciprocal, r);
+        auto* const out = reinterpret_cast<typename C::T*>(__shfl_sync(~0u, my_out, r));
         if (r >= rows || column >= dim) continue;
         uint32_t packed[kColumns / 2];
 #pragma unroll
         for (int c = 0; c < kColumns / 2; ++c)
             packed[c] = pack2<typename C::T>(acc[r][c * 2] * reciprocal, acc[r][c * 2 + 1] * reciprocal);
-        store_words(out_row<C>(p, row_address(p, w, first_row + r)) + column, packed);
+        store_words(out + column, packed);
     }
 }
 
@@ -204,11 +207,11 @@ __device__ void merge_if_last(const LaunchParams& p, SharedMemory<C>& sm, const 
     if (w.num_rows <= kDecodeRows) {
 #pragma unroll 1
         for (int row = warp; row < w.num_rows; row += C::kConsumerWarps)
-            merge_rows<C, 1, kLoads>(p, w, partials, row, lane);
+            merge_rows<C, true, kLoads>(p, w, partials, row, lane);
     } else {
 #pragma unroll 1
         for (int row = warp * kLoads; row < w.num_rows; row += C::kConsumerWarps * kLoads)
-            merge_rows<C, kLoads, 1>(p, w, partials, row, lane);
+            merge_rows<C, false, kLoads>(p, w, partials, row, lane);
     }
 }
 
