@@ -15,8 +15,7 @@ inline constexpr int kMaxCopyWarps = 2, kPaddingWarp = 2, kSchedulerWarp = 3;
 inline constexpr int kDecodeRows = 16;  // decode: one mma.sync row tile
 inline constexpr int kDecodeWarps = 8;  // two warpgroups, which share the keys
 inline constexpr int kPartDims = 64;    // a 128-byte line of shared memory holds 64 elements
-inline constexpr int kCutRows = 16;     // a block whose keys end before it does is copied in so many at a time
-inline constexpr int kValueKeys = 16;   // prefill: keys whose values a product takes
+inline constexpr int kUnitKeys = 8;     // of K and V: whose lines the tensor cores want side by side
 inline constexpr int kSmallPage = 16;   // tokens of the smallest pages in common use
 
 // Producers have loops of their own for blocks of one box, and for pages of kSmallPage tokens; with three consumer
@@ -102,20 +101,26 @@ struct alignas(1024) SharedMemory {
     uint64_t item_ends[kItemSlots];  // its last blocks are being copied: time to take the next task
 };
 
-// Copy-engine views of K and V: a box of the `whole` maps has all 64-dim parts of its keys, one of the others a single part.
+// Copy-engine views of K or V. `whole`, if LaunchParams::has_whole: (64, keys, head_dim / 64, num_heads_kv, units), boxes of
+// box_rows keys with all 64-dim parts, a unit of one part, of the next, the next unit. `small`: the same in boxes of a unit, if
+// one_box; else (head_dim, page_size, num_heads_kv, num_pages), boxes of box_rows keys of one part.
+struct KvMaps {
+    CUtensorMap whole, small;
+    int32_t page_units;  // from a page to the next
+};
+
 struct LaunchParams {
     AttentionParams a;
     CUtensorMap q_prefill, q_decode;  // (head_dim, num_heads_q, total_q)
-    CUtensorMap k, v;                 // (head_dim, page_size, num_heads_kv, num_pages), of kCutRows keys if one_box
-    CUtensorMap k_whole, v_whole;     // (64, page_size, head_dim / 64, num_heads_kv, num_pages)
-    int32_t has_whole;                // the `whole` maps exist: head dims are the kernel's own
-    int32_t box_rows;                 // keys of a KV box: a power of two that divides the page size
-    int32_t one_box;            // a block is one whole box, or, if its keys end before it does, parts of kCutRows keys
+    KvMaps k, v;
+    int32_t has_whole;  // boxes are whole: head dims are the kernel's own, pages whole units
+    int32_t box_rows;   // keys of a KV box: a power of two that divides the page size
+    int32_t one_box;    // a block is one whole box, or, if its keys end before it does, one for each kUnitKeys of them
     int32_t num_copy_warps;     // warps that copy K and V
     int32_t boxes, boxes_log2;  // of a block, for each of these warps: a power of two up to 64
-    int32_t group_shift;        // decode: log2 of the keys that lie together in a stage, one part after the other
-    // Prefill, V in a stage, in units of 16 bytes: from 64 dims to the next, and from kValueKeys keys to the next.
-    uint32_t v_part_step, v_key_step;
+    // Of a stage, in units of 16 bytes: from 64 dims to the next, and from kUnitKeys keys to the next.
+    uint32_t part_step, unit_step;
+    uint64_t kv_descriptor;     // of a stage as an operand of prefill, but for the address
     int32_t page_shift;         // log2(page_size), or -1
     int32_t q_box_rows[2];      // packed rows of a q box: prefill, decode
     int32_t group;              // query heads of a KV head

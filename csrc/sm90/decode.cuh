@@ -173,11 +173,8 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
     constexpr int kStepTiles = 16 / Layout::kColumns;
     const int warp = thread / 32 % 4, lane = thread % 32;
 
-    // A block lies in shared memory as boxes of (64-dim part, key, 64 dims), as producer.cuh copies them.
-    const int group_shift = p.group_shift, part_stride = 128 << group_shift;
-    auto key_line = [&](int key) {
-        return (key >> group_shift) * C::kParts * part_stride + (key & ((1 << group_shift) - 1)) * 128;
-    };
+    const uint32_t part_stride = p.part_step * 16;
+    auto key_line = [&](int key) { return key / kUnitKeys * p.unit_step * 16 + key % kUnitKeys * 128; };
     // Of four 8x8 matrices, the second is 8 lines further down and the third 8 columns on, or the other way round.
     const int down = lane % 16, on = lane / 16, down_last = lane / 16 * 8 + lane % 8, on_first = lane / 8 % 2;
     uint32_t k_line[kKeySteps], v_line[kKeySteps], k_chunk[4], v_chunk[4];

@@ -62,10 +62,10 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
     const int warp = static_cast<int>(warp_uniform(threadIdx.x / 32)), lane = threadIdx.x % 32;
     if (threadIdx.x == 0) {
         sm.no_more_tasks = false;
-        for (const CUtensorMap* map : {&p.q_prefill, &p.q_decode, &p.k, &p.v})
+        for (const CUtensorMap* map : {&p.q_prefill, &p.q_decode, &p.k.small, &p.v.small})
             tma_prefetch_descriptor(map);
         if (p.has_whole)
-            for (const CUtensorMap* map : {&p.k_whole, &p.v_whole})
+            for (const CUtensorMap* map : {&p.k.whole, &p.v.whole})
                 tma_prefetch_descriptor(map);
         for (int i = 0; i < C::kQSlots; ++i) {
             mbarrier_init(&sm.q_full[i], 1);

@@ -7,6 +7,7 @@
 #include "core/kernel_table.h"
 #include "core/schedule.h"
 #include "cuda/device_info.h"
+#include "device/wgmma.cuh"
 #include "sm90/config.h"
 
 namespace varattn::sm90 {
@@ -105,17 +106,26 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     LaunchParams p{};
     p.a = a;
     p.box_rows = paged ? power_of_two_divisor(a.page_size, c.block_n) : c.block_n;
-    // Whole boxes fill a stage only at the kernel's own head dim: there is no part to be zero-filled.
+    // Whole boxes fill a stage only at the kernel's own head dim: there is no part to be zero-filled. One of a single part is
+    // whole as it is. A box counts from page to page in units, so that pages have to be so many apart.
     const int32_t kernel_dim = kKernelTable[c.kernel].max_head_dim;
-    p.has_whole = c.head_dim == kernel_dim && c.head_dim_v == kernel_dim && p.box_rows >= 8;
+    const int64_t page_rows = paged ? a.page_size : a.total_k, num_pages = paged ? a.num_pages : 1;
+    const auto counts_units = [&](int64_t page_stride, int64_t row_stride) {
+        if (num_pages <= 1) return true;
+        if (row_stride <= 0 || page_stride % (kUnitKeys * row_stride) != 0) return false;
+        const int64_t units = page_stride / (kUnitKeys * row_stride);
+        return units >= page_rows / kUnitKeys && num_pages * units <= INT32_MAX;
+    };
+    p.has_whole = kernel_dim > kPartDims && c.head_dim == kernel_dim && c.head_dim_v == kernel_dim &&
+                  p.box_rows >= kUnitKeys && counts_units(a.k_page_stride, a.k_row_stride) &&
+                  counts_units(a.v_page_stride, a.v_row_stride);
     p.one_box = p.has_whole && p.box_rows == c.block_n && has_own_loops(kernel_dim);
     p.num_copy_warps = std::min(kMaxCopyWarps, c.block_n / p.box_rows);
     p.boxes = c.block_n / p.box_rows / p.num_copy_warps;
     p.boxes_log2 = log2_floor(p.boxes);
-    p.group_shift = log2_floor(p.has_whole ? p.box_rows : c.block_n);
-    const bool v_whole = p.has_whole && p.box_rows == kValueKeys;
-    p.v_part_step = (v_whole ? kValueKeys : c.block_n) * 128 / 16;
-    p.v_key_step = kValueKeys * (v_whole ? c.head_dim / kPartDims : 1) * 128 / 16;
+    p.part_step = (p.has_whole ? kUnitKeys : c.block_n) * 128 / 16;
+    p.unit_step = kUnitKeys * (p.has_whole ? kernel_dim / kPartDims : 1) * 128 / 16;
+    p.kv_descriptor = device::swizzle128_descriptor(0, p.unit_step * 16, p.part_step * 16);
     p.page_shift = paged && (a.page_size & (a.page_size - 1)) == 0 ? log2_floor(a.page_size) : -1;
     p.workspace = workspace_layout(c);
     p.max_items = max_items(c);
@@ -136,33 +146,41 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
                                                         {kPartDims, u(group), u(tokens)}},
                                                        bf16);
     }
-    // Packed K and V are one page of all rows.
-    const int64_t page_rows = paged ? a.page_size : a.total_k, num_pages = paged ? a.num_pages : 1;
-    const auto kv_map = [&](const char* name, const void* data, int32_t dim, int64_t page, int64_t row, int64_t head) {
-        return make_map({name,
-                         data,
-                         4,
-                         {u(dim), n(page_rows), u(c.num_heads_kv), n(num_pages)},
-                         {1, row, head, page},
-                         {kPartDims, u(p.one_box ? kCutRows : p.box_rows), 1, 1}},
-                        bf16);
-    };
-    const auto whole_map = [&](const char* name, const void* data, int32_t dim, int64_t page, int64_t row,
+    // Packed K and V are one page of all rows, where boxes begin at any.
+    const auto make_maps = [&](const char* name, const void* data, int32_t dim, int64_t page, int64_t row,
                                int64_t head) {
-        return make_map({name,
-                         data,
-                         5,
-                         {kPartDims, n(page_rows), u(dim / kPartDims), u(c.num_heads_kv), n(num_pages)},
-                         {1, row, kPartDims, head, page},
-                         {kPartDims, u(p.box_rows), u(dim / kPartDims), 1, 1}},
-                        bf16);
+        KvMaps maps{};
+        const auto make_small = [&] {
+            return make_map({name,
+                             data,
+                             4,
+                             {u(dim), n(page_rows), u(c.num_heads_kv), n(num_pages)},
+                             {1, row, head, page},
+                             {kPartDims, u(p.box_rows), 1, 1}},
+                            bf16);
+        };
+        const auto make_whole = [&](int32_t keys) {
+            // Of packed keys, a box has its units, wherever it begins; all are rows of the tensor.
+            const int64_t rows = paged ? kUnitKeys : page_rows;
+            const int64_t units = paged ? (num_pages - 1) * maps.page_units + page_rows / kUnitKeys
+                                        : std::min<int64_t>(page_rows, c.block_n) / kUnitKeys;
+            return make_map({name,
+                             data,
+                             5,
+                             {kPartDims, n(rows), u(dim / kPartDims), u(c.num_heads_kv), n(units)},
+                             {1, row, kPartDims, head, kUnitKeys * row},
+                             {kPartDims, kUnitKeys, u(dim / kPartDims), 1, u(keys / kUnitKeys)}},
+                            bf16);
+        };
+        if (p.has_whole) {
+            maps.page_units = static_cast<int32_t>(num_pages > 1 ? page / (kUnitKeys * row) : page_rows / kUnitKeys);
+            maps.whole = make_whole(p.box_rows);
+        }
+        maps.small = p.one_box ? make_whole(kUnitKeys) : make_small();
+        return maps;
     };
-    p.k = kv_map("k", a.k, c.head_dim, a.k_page_stride, a.k_row_stride, a.k_head_stride);
-    p.v = kv_map("v", a.v, c.head_dim_v, a.v_page_stride, a.v_row_stride, a.v_head_stride);
-    if (p.has_whole) {
-        p.k_whole = whole_map("k", a.k, c.head_dim, a.k_page_stride, a.k_row_stride, a.k_head_stride);
-        p.v_whole = whole_map("v", a.v, c.head_dim_v, a.v_page_stride, a.v_row_stride, a.v_head_stride);
-    }
+    p.k = make_maps("k", a.k, c.head_dim, a.k_page_stride, a.k_row_stride, a.k_head_stride);
+    p.v = make_maps("v", a.v, c.head_dim_v, a.v_page_stride, a.v_row_stride, a.v_head_stride);
 
     if (bf16)
         launch_for<__nv_bfloat16>(p, stream);

@@ -1,7 +1,7 @@
 // What a launch does before its turn: it brings what it will need first into the L2.
 #pragma once
 
-#include "device/tma.cuh"
+#include "sm90/boxes.cuh"
 #include "sm90/queue.cuh"
 
 namespace varattn::sm90 {
@@ -33,22 +33,27 @@ __device__ __noinline__ void prefetch_first_task(const LaunchParams& p, int lane
         block_end = min_of(block_end, (block_begin / kSegment + 1) * kSegment);
     }
 
-    const int rows = p.one_box ? kCutRows : p.box_rows, boxes = C::kBlockN / rows;
+    const int rows = p.one_box ? kUnitKeys : p.box_rows, boxes = C::kBlockN / rows;
     for (int i = lane; i < kBlocks * 2 * boxes; i += 32) {  // boxes of K, then of V
         const int32_t block = block_end - 1 - i / (2 * boxes), key = block * C::kBlockN + i % boxes * rows;
         if (block < block_begin || key < 0 || key >= kv_len) continue;
-        int32_t page = 0, row = k_begin + key;
+        BoxStart start{0, k_begin + key};
         if (p.a.block_table) {
             const int32_t index = key / p.a.page_size;
             if (index >= p.a.max_pages_per_seq ||
                 static_cast<uint32_t>(seq) >= static_cast<uint32_t>(p.a.config.max_seqs))
                 continue;
-            page = __ldcg(p.a.block_table + seq * p.a.block_table_stride + index);
-            row = key - index * p.a.page_size;
+            start = {__ldcg(p.a.block_table + seq * p.a.block_table_stride + index), key - index * p.a.page_size};
         }
+        const KvMaps& maps = i / boxes % 2 ? p.v : p.k;
+        if (p.has_whole) {
+            const WholeBox box = whole_box(p, maps, start);
+            tma_prefetch_5d(p.one_box ? &maps.small : &maps.whole, 0, box.row, 0, task.head_kv, box.unit);
+        } else {
 #pragma unroll 1
-        for (int part = 0; part < C::kParts; ++part)
-            tma_prefetch_4d(i / boxes % 2 ? &p.v : &p.k, part * kPartDims, row, task.head_kv, page);
+            for (int part = 0; part < C::kParts; ++part)
+                tma_prefetch_4d(&maps.small, part * kPartDims, start.row, task.head_kv, start.page);
+        }
     }
 }
 

@@ -21,7 +21,7 @@ __device__ __forceinline__ void clean_values(const LaunchParams& p, uint8_t* sta
     for (int i = thread; i < C::kParts * C::kBlockN * 8; i += 128) {
         const int part = i / 8 / C::kBlockN, key = i / 8 % C::kBlockN;
         if (first_key + key >= w.key_begin && first_key + key < w.key_end) continue;
-        const uint32_t line = (key / kValueKeys * p.v_key_step + part * p.v_part_step) * 16 + key % kValueKeys * 128;
+        const uint32_t line = (key / kUnitKeys * p.unit_step + part * p.part_step) * 16 + key % kUnitKeys * 128;
         *reinterpret_cast<uint4*>(stage + line + i % 8 * 16) = uint4{0, 0, 0, 0};
     }
     fence_async_proxy();
@@ -70,18 +70,19 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     auto q_descriptor = [&] {
         return swizzle128_descriptor(warp_uniform(smem_address(sm.q[q_slot.stage] + wg * 64 * 128)), 1024);
     };
-    auto k_descriptor = [&](int stage) {
-        return swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024);
-    };
-    auto v_descriptor = [&](int stage) {
-        return swizzle128_descriptor(warp_uniform(smem_address(sm.kv[stage])), 1024, p.v_part_step * 16);
+    auto kv_descriptor = [&](int stage) {
+        return descriptor_at(p.kv_descriptor, warp_uniform(smem_address(sm.kv[stage])));
     };
     auto multiply_keys = [&](uint64_t q_desc, uint64_t k_desc) {  // s = q k^T
         wgmma_fence();
 #pragma unroll
-        for (int kk = 0; kk < C::kDim / 16; ++kk)
-            wgmma_ss<T>(s, advance(q_desc, kk / 4 * C::kQPartBytes / 16 + kk % 4 * 2),
-                        advance(k_desc, kk / 4 * C::kKvPartBytes / 16 + kk % 4 * 2), kk > 0);
+        for (int part = 0; part < C::kParts; ++part) {
+#pragma unroll
+            for (int kk = 0; kk < 4; ++kk)
+                wgmma_ss<T>(s, advance(q_desc, kk * 2), advance(k_desc, kk * 2), part + kk > 0);
+            q_desc = advance(q_desc, C::kQPartBytes / 16);
+            k_desc = advance(k_desc, p.part_step);
+        }
         wgmma_commit();
     };
     auto multiply_values = [&](uint64_t v_desc) {  // o (+)= prob v
@@ -92,11 +93,11 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         wgmma_fence();
 #pragma unroll
         for (int g = 0; g < kOutGroups; ++g) {
-            uint64_t at = advance(v_desc, g * 2 * p.v_part_step);
+            uint64_t at = advance(v_desc, g * 2 * p.part_step);
 #pragma unroll
             for (int kk = 0; kk < C::kBlockN / 16; ++kk) {
                 wgmma_rs<T>(o[g], prob + kk * 4, at, kk > 0 || has_output);
-                at = advance(at, p.v_key_step);
+                at = advance(at, 16 / kUnitKeys * p.unit_step);
             }
         }
         wgmma_commit();
@@ -179,7 +180,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     auto round = [&](auto is_first, auto is_whole, bool has_values) {
         constexpr bool kIsFirst = decltype(is_first)::value, kMayHaveValues = !kIsFirst || kChains;
         const RingPosition<C::kStages> v_at = has_values ? kv.next() : kv;
-        const uint64_t q_desc = q_descriptor(), k_desc = k_descriptor(kv.stage), v_desc = v_descriptor(v_at.stage);
+        const uint64_t q_desc = q_descriptor(), k_desc = kv_descriptor(kv.stage), v_desc = kv_descriptor(v_at.stage);
         if constexpr (C::kWholeLoop && !kIsFirst) await_block(v_at);  // the loops of other head dims spill here
         take_turn();
         multiply_keys(q_desc, k_desc);
@@ -238,7 +239,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
             if (has_done) await_block(kv.next());
             round(std::true_type{}, std::false_type{}, has_done);
         } else {
-            multiply_values(v_descriptor(kv.stage));
+            multiply_values(kv_descriptor(kv.stage));
             await_values();
             release(kv.stage);
             kv.advance();

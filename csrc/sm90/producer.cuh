@@ -4,18 +4,13 @@
 
 #include "device/barrier.cuh"
 #include "device/pipeline.cuh"
-#include "device/tma.cuh"
 #include "device/trace.cuh"
+#include "sm90/boxes.cuh"
 #include "sm90/work.cuh"
 
 namespace varattn::sm90 {
 
 using namespace device;
-
-// Where a KV box starts: page (or num_pages: the copy engine fills with zeros) and row in the page.
-struct BoxStart {
-    int32_t page, row;
-};
 
 // Start of the box of `key` and following, the page as the block table has it: nothing waits for the table yet.
 __device__ __forceinline__ BoxStart find_box(const LaunchParams& p, const Work& w, int32_t key) {
@@ -75,26 +70,25 @@ __device__ __forceinline__ void copy_small_pages(const LaunchParams& p, SharedMe
         if (block >= w.block_end - w.num_blocks && key < w.key_end && key + kSmallPage > w.key_begin)
             ahead = {p.a.block_table[w.item.seq * p.a.block_table_stride + index], 0};
     };
-    auto fill = [&](const CUtensorMap* map, const CUtensorMap* whole_map, bool whole, const int32_t (&pages)[kBoxes],
-                    int32_t head_kv) {
+    auto fill = [&](const KvMaps& maps, const int32_t (&pages)[kBoxes], int32_t head_kv) {
         uint64_t* full = &sm.kv_full[kv.stage];
         const uint32_t stage = smem_address(sm.kv[kv.stage]);
         const uint64_t policy = decode ? kEvictFirst : kEvictNormal;
         mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity());
         if (elect_one()) {
             if (warp == 0) mbarrier_arrive_expect_bytes(full, C::kStageBytes);  // of all warps
-            if (whole)
+            if (p.has_whole)
 #pragma unroll
                 for (int i = 0; i < kBoxes; ++i)
-                    tma_load_5d(stage + (first_box + i) * kBoxBytes * C::kParts, whole_map, full, policy, 0, 0, 0,
-                                head_kv, pages[i]);
+                    tma_load_5d(stage + (first_box + i) * kBoxBytes * C::kParts, &maps.whole, full, policy, 0, 0, 0,
+                                head_kv, pages[i] * maps.page_units);
             else
 #pragma unroll
                 for (int i = 0; i < kBoxes; ++i)
 #pragma unroll
                     for (int part = 0; part < C::kParts; ++part)
-                        tma_load_4d(stage + (first_box + i) * kBoxBytes + part * C::kKvPartBytes, map, full, policy,
-                                    part * kPartDims, 0, head_kv, pages[i]);
+                        tma_load_4d(stage + (first_box + i) * kBoxBytes + part * C::kKvPartBytes, &maps.small, full,
+                                    policy, part * kPartDims, 0, head_kv, pages[i]);
         }
         __syncwarp();
         kv.advance();
@@ -122,7 +116,7 @@ __device__ __forceinline__ void copy_small_pages(const LaunchParams& p, SharedMe
 #pragma unroll
                 for (int i = 0; i < kBoxes; ++i)
                     pages[i] = warp_uniform(now, turn % kBlocks * kBoxes + i);
-                fill(&p.k, &p.k_whole, p.has_whole && decode, pages, head_kv);
+                fill(p.k, pages, head_kv);
                 if (turn == max_of(n - kLastBlocks, 0)) tell_scheduler(sm, slot, warp);
                 if (turn == n - 1) {
                     const RingPosition<kItemSlots> next_slot = slot.next();
@@ -132,7 +126,7 @@ __device__ __forceinline__ void copy_small_pages(const LaunchParams& p, SharedMe
                     if (found) find_pages(next, 0);
                 }
             }
-            if (late_head >= 0) fill(&p.v, &p.v_whole, p.has_whole, late_pages, late_head);
+            if (late_head >= 0) fill(p.v, late_pages, late_head);
 #pragma unroll
             for (int i = 0; i < kBoxes; ++i)
                 late_pages[i] = pages[i];
@@ -167,25 +161,22 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
     RingPosition<kItemSlots> slot;
     // Of the blocks that are copied:
     bool decode = false;  // keys are read once: what is read again, as tables and plan, is to stay in the L2
-    // One box of two parts is less work than two. But prefill's product with keys wants the parts of all of them one after the
-    // other, and that with values takes kValueKeys at a time.
-    auto whole_keys = [&] { return p.has_whole && decode; };
-    auto whole_values = [&] { return p.has_whole && (decode || box_rows() == kValueKeys); };
 
     // Copies keys, or values, into the next stage.
-    auto copy = [&](const Block& from, const CUtensorMap* map, const CUtensorMap* whole_map, bool whole) {
+    auto copy = [&](const Block& from, const KvMaps& maps) {
         uint64_t* full = &sm.kv_full[kv.stage];
         const uint32_t stage = smem_address(sm.kv[kv.stage]);
         const uint64_t policy = decode ? kEvictFirst : kEvictNormal;
         auto await_stage = [&] { mbarrier_wait(&sm.kv_empty[kv.stage], kv.empty_parity()); };
-        auto load_whole = [&](uint32_t to, const BoxStart& start) {
-            tma_load_5d(to, whole_map, full, policy, 0, start.row, 0, from.head_kv, start.page);
+        auto load_whole = [&](uint32_t to, const CUtensorMap& map, const BoxStart& start) {
+            const WholeBox box = whole_box(p, maps, start);
+            tma_load_5d(to, &map, full, policy, 0, box.row, 0, from.head_kv, box.unit);
         };
         auto load_parts = [&](uint32_t to, const BoxStart& start) {
 #pragma unroll
             for (int part = 0; part < C::kParts; ++part)
-                tma_load_4d(to + part * C::kKvPartBytes, map, full, policy, part * kPartDims, start.row, from.head_kv,
-                            start.page);
+                tma_load_4d(to + part * C::kKvPartBytes, &maps.small, full, policy, part * kPartDims, start.row,
+                            from.head_kv, start.page);
         };
         if constexpr (kOneBox) {
             BoxStart start = from.start[0];
@@ -193,21 +184,22 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
             if (from.num_keys >= C::kBlockN) {
                 if (elect_one()) {
                     mbarrier_arrive_expect_bytes(full, C::kStageBytes);
-                    load_whole(stage, start);
+                    load_whole(stage, maps.whole, start);
                 }
             } else {  // nobody reads past its keys
-                const int cuts = ceil_div(from.num_keys, kCutRows);
-                if (elect_one()) mbarrier_arrive_expect_bytes(full, cuts * kCutRows * 128 * C::kParts);
-                start.row += lane * kCutRows;
-                if (lane < cuts) load_parts(stage + lane * kCutRows * 128, start);
+                constexpr uint32_t kUnitBytes = kUnitKeys * 128 * C::kParts;
+                const int units = ceil_div(from.num_keys, kUnitKeys);
+                if (elect_one()) mbarrier_arrive_expect_bytes(full, units * kUnitBytes);
+                start.row += lane * kUnitKeys;
+                if (lane < units) load_whole(stage + lane * kUnitBytes, maps.small, start);
             }
         } else {  // lanes issue the boxes that they hold, one after the other
-            const uint32_t box_bytes = box_rows() * 128 * (whole ? C::kParts : 1);
+            const uint32_t box_bytes = box_rows() * 128 * (p.has_whole ? C::kParts : 1);
             const uint32_t to = stage + (first_box + from.my_box) * box_bytes;
             const bool has_box = from.my_box >= 0 && from.my_box < boxes();
             auto load_box = [&](int k) {
-                if (whole)
-                    load_whole(to + k * 32 * box_bytes, from.start[k]);
+                if (p.has_whole)
+                    load_whole(to + k * 32 * box_bytes, maps.whole, from.start[k]);
                 else
                     load_parts(to + k * 32 * box_bytes, from.start[k]);
             };
@@ -268,9 +260,9 @@ __device__ __forceinline__ void copy_keys(const LaunchParams& p, SharedMemory<C>
                     block.start[0] = now[0], block.start[1] = now[1];
                 }
                 first_lane += boxes();
-                copy(block, &p.k, &p.k_whole, whole_keys());
+                copy(block, p.k);
             }
-            if (late.head_kv >= 0) copy(late, &p.v, &p.v_whole, whole_values());
+            if (late.head_kv >= 0) copy(late, p.v);
             late = block;
         }
         if (!exists) return;

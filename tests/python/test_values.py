@@ -56,13 +56,19 @@ def test_head_major_out_gives_the_same_bits(device, seed):
     assert torch.equal(run(x, out=out)[0], want)
 
 
-@pytest.mark.parametrize("page_size", [1, 16, 20])
-def test_cache_layouts_give_the_same_bits(device, seed, page_size):
-    x = make_inputs(Case([7, 1, 40], [90, 400, 3], layout="nhd", page_size=page_size), device)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("page_size", [1, 16, 20, 32, 128])
+def test_cache_layouts_give_the_same_bits(device, seed, page_size, head_dim):
+    case = Case([7, 1, 40], [90, 400, 3], layout="nhd", page_size=page_size, head_dim=head_dim, head_dim_v=head_dim)
+    x = make_inputs(case, device)
     want = run(x)
     as_hnd = lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)  # noqa: E731
     by_layer = lambda t: torch.stack([t, t * 0], dim=1)[:, 0]  # noqa: E731 (pages of two layers in turn)
-    for view in (as_hnd, by_layer):
+
+    def apart(rows):  # between pages
+        return lambda t: torch.nn.functional.pad(t, (0, 0, 0, 0, 0, rows), value=torch.nan)[:, : t.shape[1]]
+
+    for view in (as_hnd, by_layer, apart(4), apart(8)):
         k, v = view(x.k), view(x.v)
         assert k.stride() != x.k.stride() or page_size == 1
         got = run(Inputs(x.case, x.q, k, v, x.cu_seqlens_q, x.lengths, x.math))
@@ -83,10 +89,16 @@ def test_sizes_of_one_may_have_any_stride(device, seed):
     assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
     assert torch.equal(want[0], v[0].to(want[0].dtype))
 
+    k, v = (torch.randn(1, 1, 128, dtype=x.q.dtype, device=device) for _ in "kv")
+    lengths = dict(cu_seqlens_k=int32([0, 1], device))
+    out = varattn.mha_varlen(odd(k), odd(k), odd(v), int32([0, 1], device), **lengths, out=odd(torch.empty_like(v)))
+    assert torch.equal(out, v)
 
-def test_broadcast_k_and_v_are_read_as_they_are(device, seed):
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_broadcast_k_and_v_are_read_as_they_are(device, seed, head_dim):
     """Stride 0: every page is the same one."""
-    x = make_inputs(Case([3], [40], page_size=8), device)
+    x = make_inputs(Case([3], [40], page_size=8, head_dim=head_dim, head_dim_v=head_dim), device)
     page_k, page_v = torch.randn_like(x.k[:1]), torch.randn_like(x.v[:1])
     k, v = page_k.expand(9, -1, -1, -1), page_v.expand(9, -1, -1, -1)
     view = Inputs(x.case, x.q, k, v, x.cu_seqlens_q, x.lengths | dict(block_table=int32([[0, 3, 5, 8, 8]], device)), {})
