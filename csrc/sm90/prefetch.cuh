@@ -8,6 +8,10 @@ namespace varattn::sm90 {
 
 using namespace device;
 
+__device__ __forceinline__ void prefetch_l1(const void* from) {
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(from) : "memory");
+}
+
 // By a warp, while the kernel before still runs: brings what the CTA will need first into the L2, namely plan, item, block
 // table and first keys. It is a guess, from what the plan's buffer holds at the time and the planner may be about to replace;
 // so nothing of it is used or left in the L1, and every index is checked. Returns early where there is nothing to guess from.
@@ -55,6 +59,14 @@ __device__ __noinline__ void prefetch_first_task(const LaunchParams& p, int lane
                 tma_prefetch_4d(&maps.small, part * kPartDims, start.row, task.head_kv, start.page);
         }
     }
+
+    // Once it is the launch's turn: item and block table into the L1, while the scheduler takes its seat at the queue.
+    await_previous_kernel();
+    prefetch_l1(reinterpret_cast<const int32_t*>(item) + min_of<int>(lane, sizeof(WorkItem) / 4 - 1));
+    const int32_t index = min_of(kv_len, block_end * C::kBlockN) / max_of(p.a.page_size, 1) - 62 + 2 * lane;
+    if (p.a.block_table && static_cast<uint32_t>(seq) < static_cast<uint32_t>(p.a.config.max_seqs) && index >= 0 &&
+        index < p.a.max_pages_per_seq)
+        prefetch_l1(p.a.block_table + seq * p.a.block_table_stride + index);
 }
 
 }  // namespace varattn::sm90

@@ -39,6 +39,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
 
     constexpr int kEarly = C::kEarlyScores;
     constexpr bool kChains = C::kQSlots > 1;  // tasks
+    constexpr bool kAhead =
+        C::kWholeLoop && !C::kFoldsSegments;  // the next keys, while rows are written; folding spills
     // Zeroed, though no product adds to that: without it the assembler takes the accumulators as live all through the loop
     // over tasks, decode included, which then spills.
     float o[kOutGroups][kOutRegs] = {};
@@ -51,6 +53,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     // with a softcap, no block is whole.
     int32_t whole_begin, whole_end;
     int32_t block, last_block;
+    bool is_short;  // of the task's first block, no row of the warpgroup sees the second half
     auto task = [&]() -> const Work& { return sm.work[slot.stage]; };
     auto begin_task = [&] {
         const Work& w = task();
@@ -58,6 +61,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         whole_end = p.score_scale != 0.f ? 0 : w.whole_end[wg];
         block = w.block_end - 1;
         last_block = w.block_end - w.num_blocks;
+        is_short =
+            visible_to_row(p, w, min_of(wg * 64 + 63, w.num_rows - 1)).end - block * C::kBlockN <= C::kBlockN / 2;
         mbarrier_wait(&sm.q_full[q_slot.stage], q_slot.full_parity());
     };
     auto await_block = [&](const RingPosition<C::kStages>& at) {
@@ -175,15 +180,16 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
 
     // Multiplies the probabilities of one block by its values, and makes those of the next, which is `block`. The stages at
     // `kv`: K of the next, V of the one. Without a block before, the product takes K in place of V, and means nothing.
-    // is_first: the next block is the first of its task. is_whole: nobody's view of it ends or begins in it.
+    // is_first: the next block is the first of its task. is_whole: nobody's view of it ends or begins in it. is_begun: the product
+    // with its keys has begun.
     // Returns whether some row needs another reference, see mend.
-    auto round = [&](auto is_first, auto is_whole, bool has_values) {
+    auto round = [&](auto is_first, auto is_whole, auto is_begun, bool has_values) {
         constexpr bool kIsFirst = decltype(is_first)::value, kMayHaveValues = !kIsFirst || kChains;
         const RingPosition<C::kStages> v_at = has_values ? kv.next() : kv;
         const uint64_t q_desc = q_descriptor(), k_desc = kv_descriptor(kv.stage), v_desc = kv_descriptor(v_at.stage);
         if constexpr (C::kWholeLoop && !kIsFirst) await_block(v_at);  // the loops of other head dims spill here
         take_turn();
-        multiply_keys(q_desc, k_desc);
+        if constexpr (!decltype(is_begun)::value) multiply_keys(q_desc, k_desc);
         if constexpr (kMayHaveValues) multiply_values(v_desc);
         pass_turn();
         await_keys(kv.stage, std::bool_constant<kMayHaveValues>{});
@@ -197,8 +203,14 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         if (has_values) release(v_at.stage);
         if (!C::kWholeLoop && block > last_block) await_block(kv.next());
         pack(early, 0);
-        softmax.template exponentiate<kEarly, kScores - kEarly>(s, p.scale_log2, late, block_sum);
-        pack(late, kEarly);
+        if (C::kWholeLoop && kIsFirst && is_short) {
+#pragma unroll
+            for (int i = kEarly / 2; i < kScores / 2; ++i)
+                prob[i] = 0;
+        } else {
+            softmax.template exponentiate<kEarly, kScores - kEarly>(s, p.scale_log2, late, block_sum);
+            pack(late, kEarly);
+        }
         if constexpr (!kIsFirst)
             if (__any_sync(~0u, softmax.is_late(0, block_sum) || softmax.is_late(1, block_sum))) {
                 if constexpr (C::kWholeLoop) return true;
@@ -237,37 +249,57 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         if (has_next) {
             begin_task();
             if (has_done) await_block(kv.next());
-            round(std::true_type{}, std::false_type{}, has_done);
+            round(std::true_type{}, std::false_type{}, std::false_type{}, has_done);
         } else {
             multiply_values(kv_descriptor(kv.stage));
             await_values();
             release(kv.stage);
             kv.advance();
         }
-        if (has_done)
-            write_prefill<C>(p, sm.work[done_slot], o, done_softmax.top, done_softmax.sum, wg, opaque(thread));
+        auto write_done = [&](auto may_split) {
+            if (has_done)
+                write_prefill<C, decltype(may_split)::value>(p, sm.work[done_slot], o, done_softmax.top,
+                                                             done_softmax.sum, wg, opaque(thread));
+        };
+        if (!kAhead || !has_next) write_done(std::true_type{});
         if (!has_next) return;
+        if (block > last_block && task().first_is_dirty) clean(task(), kv.next());
+        if constexpr (kAhead) {
+            // Of the second block, if there is one; else of no use. (A branch would make the compiler serialise products.)
+            multiply_keys(q_descriptor(), kv_descriptor(kv.stage));
+            write_done(std::false_type{});
+        }
         if (has_done) end_task(p, sm, done_slot, thread);
         has_output = 0;
 
-        if (block > last_block && task().first_is_dirty) clean(task(), kv.next());
+        bool is_late = false;
+        if constexpr (kAhead) {
+            if (block > last_block) {
+                --block;
+                is_late = round(std::false_type{}, std::false_type{}, std::true_type{}, true);
+            } else {
+                wgmma_wait<0>();
+                pin_registers(s);
+            }
+        }
         // Whole blocks have a loop of their own, with nothing in it that is seldom run: instructions are fetched ahead in a
         // line, so that every jump waits for them.
-        while (block > last_block) {
-            bool is_late;
-            if (!C::kWholeLoop || block > whole_end || block <= whole_begin) {
+        while (block > last_block || is_late) {
+            if (is_late) {  // the round above
+            } else if (!C::kWholeLoop || block > whole_end || block <= whole_begin) {
                 --block;
-                is_late = round(std::false_type{}, std::false_type{}, true);
+                is_late = round(std::false_type{}, std::false_type{}, std::false_type{}, true);
             } else {
                 const int32_t last_whole = max_of(last_block, whole_begin);
                 do {
                     --block;
-                    is_late = round(std::false_type{}, std::true_type{}, true);
+                    is_late = round(std::false_type{}, std::true_type{}, std::false_type{}, true);
                 } while (!is_late && block > last_whole);
             }
             if (is_late) {
                 mend();
                 add_sums();
+                is_late = false;
             }
         }
         // The probabilities are those of the last block.

@@ -81,14 +81,14 @@ __device__ __forceinline__ void fold_row(const LaunchParams& p, const Work& w, i
 }
 
 // The accumulated rows of a thread, written as final rows, or as partials of a split or of a segment. A thread has two columns
-// of every eight.
-template <class C, int kOutGroups, int kOutRegs>
+// of every eight. kMaySplit: the task may be one of a split.
+template <class C, bool kMaySplit, int kOutGroups, int kOutRegs>
 __device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work& w,
                                               const float (&o)[kOutGroups][kOutRegs], const float (&top)[2],
                                               const float (&sum)[2], int wg, int thread) {
     using T = typename C::T;
     const int lane = thread % 32, first_row = wg * 64 + thread / 32 % 4 * 16 + lane / 4, dim = p.a.config.head_dim_v;
-    const bool is_split = w.item.num_splits > 1;
+    const bool is_split = kMaySplit && w.item.num_splits > 1;
     const bool odd = lane % 2;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
