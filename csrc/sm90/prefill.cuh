@@ -285,11 +285,10 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         // Whole blocks have a loop of their own, with nothing in it that is seldom run: instructions are fetched ahead in a
         // line, so that every jump waits for them.
         while (block > last_block || is_late) {
-            if (is_late) {  // the round above
-            } else if (!C::kWholeLoop || block > whole_end || block <= whole_begin) {
+            if (!is_late && (!C::kWholeLoop || block > whole_end || block <= whole_begin)) {
                 --block;
                 is_late = round(std::false_type{}, std::false_type{}, std::false_type{}, true);
-            } else {
+            } else if (!is_late) {
                 const int32_t last_whole = max_of(last_block, whole_begin);
                 do {
                     --block;
