@@ -39,8 +39,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
 
     constexpr int kEarly = C::kEarlyScores;
     constexpr bool kChains = C::kQSlots > 1;  // tasks
-    constexpr bool kAhead =
-        C::kWholeLoop && !C::kFoldsSegments;  // the next keys, while rows are written; folding spills
+    // A task's second keys are multiplied while the rows of the one before are written. With folding, that spills.
+    constexpr bool kAhead = C::kWholeLoop && !C::kFoldsSegments;
     // Zeroed, though no product adds to that: without it the assembler takes the accumulators as live all through the loop
     // over tasks, decode included, which then spills.
     float o[kOutGroups][kOutRegs] = {};
