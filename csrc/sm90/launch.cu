@@ -119,7 +119,7 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     p.has_whole = kernel_dim > kPartDims && c.head_dim == kernel_dim && c.head_dim_v == kernel_dim &&
                   p.box_rows >= kUnitKeys && counts_units(a.k_page_stride, a.k_row_stride) &&
                   counts_units(a.v_page_stride, a.v_row_stride);
-    p.one_box = p.has_whole && p.box_rows == c.block_n && has_own_loops(kernel_dim);
+    p.one_box = p.has_whole && p.box_rows == c.block_n;
     p.num_copy_warps = std::min(kMaxCopyWarps, c.block_n / p.box_rows);
     p.boxes = c.block_n / p.box_rows / p.num_copy_warps;
     p.boxes_log2 = log2_floor(p.boxes);
@@ -150,17 +150,9 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     const auto make_maps = [&](const char* name, const void* data, int32_t dim, int64_t page, int64_t row,
                                int64_t head) {
         KvMaps maps{};
-        const auto make_small = [&] {
-            return make_map({name,
-                             data,
-                             4,
-                             {u(dim), n(page_rows), u(c.num_heads_kv), n(num_pages)},
-                             {1, row, head, page},
-                             {kPartDims, u(p.box_rows), 1, 1}},
-                            bf16);
-        };
         const auto make_whole = [&](int32_t keys) {
-            // Of packed keys, a box has its units, wherever it begins; all are rows of the tensor.
+            // A box of packed keys begins at any row. The copy engine checks its first unit's rows alone: the kernel reads none
+            // past a sequence's keys.
             const int64_t rows = paged ? kUnitKeys : page_rows;
             const int64_t units = paged ? (num_pages - 1) * maps.page_units + page_rows / kUnitKeys
                                         : std::min<int64_t>(page_rows, c.block_n) / kUnitKeys;
@@ -176,7 +168,14 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
             maps.page_units = static_cast<int32_t>(num_pages > 1 ? page / (kUnitKeys * row) : page_rows / kUnitKeys);
             maps.whole = make_whole(p.box_rows);
         }
-        maps.small = p.one_box ? make_whole(kUnitKeys) : make_small();
+        maps.small = p.one_box ? make_whole(kUnitKeys)
+                               : make_map({name,
+                                           data,
+                                           4,
+                                           {u(dim), n(page_rows), u(c.num_heads_kv), n(num_pages)},
+                                           {1, row, head, page},
+                                           {kPartDims, u(p.box_rows), 1, 1}},
+                                          bf16);
         return maps;
     };
     p.k = make_maps("k", a.k, c.head_dim, a.k_page_stride, a.k_row_stride, a.k_head_stride);

@@ -63,6 +63,7 @@ __device__ __noinline__ void prefetch_first_task(const LaunchParams& p, int lane
     // Once it is the launch's turn: item and block table into the L1, while the scheduler takes its seat at the queue.
     await_previous_kernel();
     prefetch_l1(reinterpret_cast<const int32_t*>(item) + min_of<int>(lane, sizeof(WorkItem) / 4 - 1));
+    // Of the table, what the first 64 pages need, which are the last ones.
     const int32_t index = min_of(kv_len, block_end * C::kBlockN) / max_of(p.a.page_size, 1) - 62 + 2 * lane;
     if (p.a.block_table && static_cast<uint32_t>(seq) < static_cast<uint32_t>(p.a.config.max_seqs) && index >= 0 &&
         index < p.a.max_pages_per_seq)
