@@ -48,7 +48,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     uint32_t prob[kScores / 2] = {};
     RowSoftmax<kScores> softmax;
 
-    int has_output = 0;  // whether `o` holds products of the task at hand: the first one does not add
+    int has_output = 0;   // unless kAhead: whether `o` holds products of the task at hand
+    bool has_values_now;  // with a loop of whole blocks: V of the next round was seen to be there
     // Of the task whose scores are next. Blocks outside of the whole ones hold keys that some row of the warpgroup does not see;
     // with a softcap, no block is whole.
     int32_t whole_begin, whole_end;
@@ -67,6 +68,10 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     };
     auto await_block = [&](const RingPosition<C::kStages>& at) {
         mbarrier_wait(&sm.kv_full[at.stage], at.full_parity());
+    };
+    // Asked for long before it is needed, the answer costs nothing.
+    auto has_block = [&](const RingPosition<C::kStages>& at) {
+        return mbarrier_test(&sm.kv_full[at.stage], at.full_parity());
     };
     auto release = [&](int stage) {
         if (lane == 0) mbarrier_arrive(&sm.kv_empty[stage]);
@@ -90,7 +95,9 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         }
         wgmma_commit();
     };
-    auto multiply_values = [&](uint64_t v_desc) {  // o (+)= prob v
+    // o (+)= prob v: a task's first product does not add. With kAhead `begins` says which one that is.
+    auto multiply_values = [&](uint64_t v_desc, auto begins) {
+        const int adds = kAhead ? !decltype(begins)::value : has_output;
         pin_registers(prob);
 #pragma unroll
         for (int g = 0; g < kOutGroups; ++g)
@@ -101,12 +108,19 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
             uint64_t at = advance(v_desc, g * 2 * p.part_step);
 #pragma unroll
             for (int kk = 0; kk < C::kBlockN / 16; ++kk) {
-                wgmma_rs<T>(o[g], prob + kk * 4, at, kk > 0 || has_output);
+                wgmma_rs<T>(o[g], prob + kk * 4, at, kk > 0 || adds);
                 at = advance(at, 16 / kUnitKeys * p.unit_step);
             }
         }
         wgmma_commit();
         has_output = 1;
+    };
+    auto clear_output = [&] {
+#pragma unroll
+        for (int g = 0; g < kOutGroups; ++g)
+#pragma unroll
+            for (int i = 0; i < kOutRegs; ++i)
+                o[g][i] = 0.f;
     };
     auto await_keys = [&](int stage, auto beside_values) {  // whose product goes on
         wgmma_wait<decltype(beside_values)::value>();
@@ -187,20 +201,23 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         constexpr bool kIsFirst = decltype(is_first)::value, kMayHaveValues = !kIsFirst || kChains;
         const RingPosition<C::kStages> v_at = has_values ? kv.next() : kv;
         const uint64_t q_desc = q_descriptor(), k_desc = kv_descriptor(kv.stage), v_desc = kv_descriptor(v_at.stage);
-        if constexpr (C::kWholeLoop && !kIsFirst) await_block(v_at);  // the loops of other head dims spill here
+        if (C::kWholeLoop && !kIsFirst && !has_values_now)
+            await_block(v_at);  // the loops of other head dims spill here
         take_turn();
         if constexpr (!decltype(is_begun)::value) multiply_keys(q_desc, k_desc);
-        if constexpr (kMayHaveValues) multiply_values(v_desc);
+        if constexpr (kMayHaveValues) multiply_values(v_desc, is_begun);
         pass_turn();
         await_keys(kv.stage, std::bool_constant<kMayHaveValues>{});
         if constexpr (!decltype(is_whole)::value) finish_scores();
         kv = v_at.next();
         if constexpr (kIsFirst) begin_softmax();
+        const bool has_keys = C::kWholeLoop && has_block(kv);
         float early[kEarly], late[kScores - kEarly];
         softmax.template exponentiate<0, kEarly>(s, p.scale_log2, early, block_sum);
-        if (block > last_block) await_block(kv);
+        if (block > last_block && !has_keys) await_block(kv);
         if constexpr (kMayHaveValues) await_values();
         if (has_values) release(v_at.stage);
+        if (C::kWholeLoop) has_values_now = has_block(kv.next());
         if (!C::kWholeLoop && block > last_block) await_block(kv.next());
         pack(early, 0);
         if (C::kWholeLoop && kIsFirst && is_short) {
@@ -251,7 +268,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
             if (has_done) await_block(kv.next());
             round(std::true_type{}, std::false_type{}, std::false_type{}, has_done);
         } else {
-            multiply_values(kv_descriptor(kv.stage));
+            multiply_values(kv_descriptor(kv.stage), std::false_type{});
             await_values();
             release(kv.stage);
             kv.advance();
@@ -280,6 +297,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
             } else {
                 wgmma_wait<0>();
                 pin_registers(s);
+                clear_output();
             }
         }
         // Whole blocks have a loop of their own, with nothing in it that is seldom run: instructions are fetched ahead in a

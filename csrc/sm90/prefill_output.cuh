@@ -90,23 +90,31 @@ __device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work&
     const int lane = thread % 32, first_row = wg * 64 + thread / 32 % 4 * 16 + lane / 4, dim = p.a.config.head_dim_v;
     const bool is_split = kMaySplit && w.item.num_splits > 1;
     const bool odd = lane % 2;
+    // Of both rows at once: it is all latency.
+    float total[2] = {sum[0], sum[1]};
+#pragma unroll
+    for (int lanes = 1; lanes < 4; lanes *= 2)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+            total[h] += __shfl_xor_sync(~0u, total[h], lanes);
+    Denominator result[2];
+    RowAddress at[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        at[h] = row_address(p, w, first_row + h * 8);
+        result[h] = finish_row(p, at[h].head_q, top[h] * p.scale_log2, total[h], !is_split && !C::kFoldsSegments);
+    }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         const int row = first_row + h * 8;
         const bool exists = row < w.num_rows;
-        float total = sum[h];
-        total += __shfl_xor_sync(~0u, total, 1);
-        total += __shfl_xor_sync(~0u, total, 2);
-        const RowAddress at = row_address(p, w, row);
-        const Denominator denominator =
-            finish_row(p, at.head_q, top[h] * p.scale_log2, total, !is_split && !C::kFoldsSegments);
         auto value = [&](int i, int k) {
-            return o[i / (kOutRegs / 4)][i % (kOutRegs / 4) * 4 + h * 2 + k] * denominator.reciprocal;
+            return o[i / (kOutRegs / 4)][i % (kOutRegs / 4) * 4 + h * 2 + k] * result[h].reciprocal;
         };
         if (is_split) {
             const Partials partials(p, w);
             const int64_t at_row = int64_t{partial_slot<C>(w)} * tile_rows(w.item) + row;
-            if (lane % 4 == 0 && exists) partials.lse[at_row] = denominator.lse;
+            if (lane % 4 == 0 && exists) partials.lse[at_row] = result[h].lse;
             const int first_column = lane % 4 * 2, columns = exists ? dim - first_column : 0;
             float* const to = partials.out + at_row * dim + first_column;
 #pragma unroll
@@ -116,16 +124,16 @@ __device__ __forceinline__ void write_prefill(const LaunchParams& p, const Work&
             continue;
         }
         if constexpr (C::kFoldsSegments) {
-            fold_row<C>(p, w, h, row, denominator.lse, thread, value);
+            fold_row<C>(p, w, h, row, result[h].lse, thread, value);
             continue;
         }
         const int first_column = odd * 8 + lane % 4 / 2 * 4, columns = exists ? dim - first_column : 0;
-        T* const to = out_row<C>(p, at) + first_column;
+        T* const to = out_row<C>(p, at[h]) + first_column;
 #pragma unroll
         for (int i = 0; i < C::kDim / 8; i += 2)
             store_columns_if(i * 8 < columns, to + i * 8, pack2<T>(value(i, 0), value(i, 1)),
                              pack2<T>(value(i + 1, 0), value(i + 1, 1)), odd);
-        if (lane % 4 == 0 && exists) write_lse(p, at, denominator.lse);
+        if (p.a.lse && lane % 4 == 0 && exists) write_lse(p, at[h], result[h].lse);
     }
 }
 
