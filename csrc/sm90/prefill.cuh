@@ -41,15 +41,15 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     constexpr bool kChains = C::kQSlots > 1;  // tasks
     // A task's second keys are multiplied while the rows of the one before are written. With folding, that spills.
     constexpr bool kAhead = C::kWholeLoop && !C::kFoldsSegments;
-    // Zeroed, though no product adds to that: without it the assembler takes the accumulators as live all through the loop
+    // Zeroed, though nothing counts on that: without it the assembler takes the accumulators as live all through the loop
     // over tasks, decode included, which then spills.
     float o[kOutGroups][kOutRegs] = {};
     float s[kScores];
     uint32_t prob[kScores / 2] = {};
     RowSoftmax<kScores> softmax;
 
-    int has_output = 0;   // unless kAhead: whether `o` holds products of the task at hand
-    bool has_values_now;  // with a loop of whole blocks: V of the next round was seen to be there
+    int has_output = 0;  // unless kAhead: whether `o` holds products of the task at hand
+    bool values_are_in;  // with a loop of whole blocks: V of the next round was seen to be there
     // Of the task whose scores are next. Blocks outside of the whole ones hold keys that some row of the warpgroup does not see;
     // with a softcap, no block is whole.
     int32_t whole_begin, whole_end;
@@ -95,7 +95,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         }
         wgmma_commit();
     };
-    // o (+)= prob v: a task's first product does not add. With kAhead `begins` says which one that is.
+    // o (+)= prob v. A task's first product does not add; with kAhead, `begins` says which one that is, as the assembler can
+    // know: it then has the registers of `o` where rows are written.
     auto multiply_values = [&](uint64_t v_desc, auto begins) {
         const int adds = kAhead ? !decltype(begins)::value : has_output;
         pin_registers(prob);
@@ -201,8 +202,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         constexpr bool kIsFirst = decltype(is_first)::value, kMayHaveValues = !kIsFirst || kChains;
         const RingPosition<C::kStages> v_at = has_values ? kv.next() : kv;
         const uint64_t q_desc = q_descriptor(), k_desc = kv_descriptor(kv.stage), v_desc = kv_descriptor(v_at.stage);
-        if (C::kWholeLoop && !kIsFirst && !has_values_now)
-            await_block(v_at);  // the loops of other head dims spill here
+        if (C::kWholeLoop && !kIsFirst && !values_are_in) await_block(v_at);  // the loops of other head dims spill here
         take_turn();
         if constexpr (!decltype(is_begun)::value) multiply_keys(q_desc, k_desc);
         if constexpr (kMayHaveValues) multiply_values(v_desc, is_begun);
@@ -211,13 +211,13 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         if constexpr (!decltype(is_whole)::value) finish_scores();
         kv = v_at.next();
         if constexpr (kIsFirst) begin_softmax();
-        const bool has_keys = C::kWholeLoop && has_block(kv);
+        const bool keys_are_in = C::kWholeLoop && has_block(kv);
         float early[kEarly], late[kScores - kEarly];
         softmax.template exponentiate<0, kEarly>(s, p.scale_log2, early, block_sum);
-        if (block > last_block && !has_keys) await_block(kv);
+        if (block > last_block && !keys_are_in) await_block(kv);
         if constexpr (kMayHaveValues) await_values();
         if (has_values) release(v_at.stage);
-        if (C::kWholeLoop) has_values_now = has_block(kv.next());
+        if (C::kWholeLoop) values_are_in = has_block(kv.next());
         if (!C::kWholeLoop && block > last_block) await_block(kv.next());
         pack(early, 0);
         if (C::kWholeLoop && kIsFirst && is_short) {
@@ -297,7 +297,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
             } else {
                 wgmma_wait<0>();
                 pin_registers(s);
-                clear_output();
+                clear_output();  // the task's only product with values is one that adds
             }
         }
         // Whole blocks have a loop of their own, with nothing in it that is seldom run: instructions are fetched ahead in a
