@@ -69,7 +69,8 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
     auto await_block = [&](const RingPosition<C::kStages>& at) {
         mbarrier_wait(&sm.kv_full[at.stage], at.full_parity());
     };
-    // Asked for long before it is needed, the answer costs nothing.
+    // Asked for long before it is needed, the answer costs nothing. Parity suffices: the phase before is over, since this warp has
+    // awaited it, or has had its turn after the other warpgroup did.
     auto has_block = [&](const RingPosition<C::kStages>& at) {
         return mbarrier_test(&sm.kv_full[at.stage], at.full_parity());
     };

@@ -19,8 +19,8 @@ __device__ __forceinline__ Denominator finish_row(const LaunchParams& p, int hea
         if (sum == 0.f) return {0.f, p.a.sinks[head_q]};
         sum += exp2f(sink - max_log2);
     }
-    const bool is_empty = sum == 0.f;
-    return {is_empty ? 0.f : reciprocal_approx(sum), is_empty ? -INFINITY : (max_log2 + log2_approx(sum)) * kLn2};
+    if (sum == 0.f) return {0.f, -INFINITY};
+    return {reciprocal_approx(sum), (max_log2 + log2_approx(sum)) * kLn2};
 }
 
 // Folding: the result of a row so far takes in that of its next segment. All operations are named, so that the bits are the
