@@ -113,7 +113,7 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
         }
     }
     const Shares shares = share_ctas(c, shape, costs, totals);
-    header.section_heads = shares.section_heads;
+    header.section_heads = section_heads(c, shape, costs, totals);
 
     int32_t targets[2];
     for (const bool decode : {false, true})

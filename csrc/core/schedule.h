@@ -153,6 +153,11 @@ VARATTN_HD constexpr uint64_t total_cost(const PlanConfig& c, const CostModel& m
            uint64_t{static_cast<uint32_t>(t.tiles[decode])} * item * static_cast<uint32_t>(c.num_heads_kv);
 }
 
+// By how much to shift this for 32-bit divisions: those of 64 bits are slow on a GPU.
+VARATTN_HD constexpr int32_t shift_to_31_bits(uint64_t x) {
+    return x >> 31 == 0 ? 0 : log2_floor(static_cast<uint32_t>(x >> 31)) + 1;
+}
+
 // Whether decodes have on average at least 8/9 of the blocks of the longest.
 VARATTN_HD constexpr bool decodes_are_alike(const Totals& t) {
     return uint64_t{t.blocks[1]} * 9 >=
@@ -167,27 +172,12 @@ struct Shares {
     int32_t front_ctas;
     uint32_t time;          // that the step takes, where front_ctas are not final: see Rounds; else 0
     int32_t most_front;     // that front_ctas may become: see Rounds
-    int32_t section_heads;  // see below
     int32_t ctas[2];        // that an end of the queue is planned for
     int32_t fair_share[2];  // average load of these
     int32_t least_wave[2];  // the least target of a wave
     bool may_be_wave[2];    // every tile can have a CTA of its own
     bool balanced[2];       // by other items: pieces need not be small for that
 };
-
-// Prefill tasks run in sections of some KV heads each, one section after the other, so that the tiles that run at a time
-// share their keys through the L2. A section has tasks for all CTAs twice. It lasts as long as the longest tile at least, or
-// the longest tiles of the last section would begin too late. `cost` is that of all prefills, `longest` that of a tile.
-VARATTN_HD constexpr int32_t section_heads(const PlanConfig& c, const TileShape& shape, const Totals& t, uint32_t cost,
-                                           uint32_t longest) {
-    const auto heads = static_cast<uint32_t>(c.num_heads_kv), tiles = static_cast<uint32_t>(t.tiles[0]);
-    if (tiles == 0) return c.num_heads_kv;
-    const auto pairs = static_cast<uint32_t>(min_of<uint64_t>(uint64_t{tiles} * heads / 2, 0x7fffffff));
-    const uint32_t full = divide(pairs, shape.ctas);
-    if (full < 2) return c.num_heads_kv;
-    const uint32_t lasting = divide(cost, shape.ctas) / longest;
-    return static_cast<int32_t>(ceil_div(heads, clamp<uint32_t>(min_of(full, lasting), 1, heads)));
-}
 
 inline constexpr int kLeastPieceItems = 3;     // a piece's cost is worth this many times an item's fixed cost
 inline constexpr int kLeastQueuedBlocks = 14;  // of a prefill's piece in a queue, as measured
@@ -214,14 +204,10 @@ VARATTN_HD constexpr void share_decodes(const PlanConfig& c, const TileShape& sh
 VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& shape, const CostModel& m,
                                        const Totals& t) {
     const uint64_t cost[2] = {total_cost(c, m, t, false), total_cost(c, m, t, true)};
-    // In 31 bits, as 64-bit divisions are slow on a GPU.
-    const uint64_t all = cost[0] + cost[1];
-    const int32_t shift = all >> 31 == 0 ? 0 : log2_floor(static_cast<uint32_t>(all >> 31)) + 1;
+    const int32_t shift = shift_to_31_bits(cost[0] + cost[1]);
     const auto prefill = static_cast<uint32_t>(cost[0] >> shift), decode = static_cast<uint32_t>(cost[1] >> shift);
 
     Shares s{};
-    s.section_heads =
-        section_heads(c, shape, t, prefill, max_of<uint32_t>(item_cost(m, false, t.most_blocks[0]) >> shift, 1));
     const bool mixed = t.tiles[0] > 0 && t.tiles[1] > 0;
     s.front_ctas = t.tiles[1] > 0 ? 0 : c.num_ctas;
     if (mixed) {
@@ -255,6 +241,22 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
     return s;
 }
 
+// Prefill tasks run in sections of some KV heads each, one section after the other, so that the tiles that run at a time
+// share their keys through the L2. A section has tasks for all CTAs twice. It lasts as long as the longest tile at least, or
+// the longest tiles of the last section would begin too late.
+VARATTN_HD constexpr int32_t section_heads(const PlanConfig& c, const TileShape& shape, const CostModel& m,
+                                           const Totals& t) {
+    const auto heads = static_cast<uint32_t>(c.num_heads_kv), tiles = static_cast<uint32_t>(t.tiles[0]);
+    const auto pairs = static_cast<uint32_t>(min_of<uint64_t>(uint64_t{tiles} * heads / 2, 0x7fffffff));
+    const uint32_t full = divide(pairs, shape.ctas);
+    if (full < 2) return c.num_heads_kv;
+    const uint64_t cost = total_cost(c, m, t, false);
+    const int32_t shift = shift_to_31_bits(cost);
+    const uint32_t longest = max_of<uint32_t>(item_cost(m, false, t.most_blocks[0]) >> shift, 1),
+                   lasting = divide(static_cast<uint32_t>(cost >> shift), shape.ctas) / longest;
+    return static_cast<int32_t>(ceil_div(heads, clamp<uint32_t>(min_of(full, lasting), 1, heads)));
+}
+
 // ---- Splitting -------------------------------------------------------------------------------------------------------
 // At each end, a tile is cut into pieces of at most `target` cost. The fair share is the average load of the end's CTAs.
 // If pieces of the fair share, or of little more, make one wave (every CTA has one piece at most), that is the target: few
@@ -274,20 +276,6 @@ VARATTN_HD constexpr int32_t queue_target(const CostModel& m, const Shares& s, b
     const int32_t fair = s.fair_share[decode];
     const int32_t least = decode ? least_piece(m, true) : kLeastQueuedBlocks * m.block;
     return max_of(least, s.balanced[decode] ? fair : fair - 3 * (fair >> 3));
-}
-
-// Whether it is plain, without dividing, that no tile is split: the largest costs at most half the average load of all CTAs.
-// Targets are no less, but for what share_ctas shifts out.
-VARATTN_HD constexpr bool surely_whole(const PlanConfig& c, const CostModel& m, const Totals& t) {
-    const uint64_t cost[2] = {total_blocks_cost(c, m, t, false), total_blocks_cost(c, m, t, true)};
-    for (int kind = 0; kind < 2; ++kind) {
-        const auto most = static_cast<uint32_t>(blocks_cost(m, kind == 1, t.most_blocks[kind]));
-        if (t.tiles[kind] > 0 &&
-            (most > kMaxFairShare / 2 ||
-             uint64_t{2 * most} * static_cast<uint32_t>(c.num_ctas) + ((cost[0] + cost[1]) >> 30) > cost[kind]))
-            return false;
-    }
-    return true;
 }
 
 VARATTN_HD constexpr int32_t segments_of(const TileShape& shape, Range blocks) {

@@ -18,12 +18,11 @@ struct TileGroup {
 __device__ inline TileGroup tile_group(int32_t first, int32_t count, const PlannedTile& tile) {
     const int lane = threadIdx.x % 32;
     const int32_t more = lane < count ? tile.num_splits() - 1 : 0;  // than one item
-    const uint32_t most = __reduce_max_sync(~0u, static_cast<uint32_t>(more));
-    TileGroup g{first, tile, lane, count, most == 0};
-    for (int bit = 0; most >> bit != 0; ++bit) {
-        const uint32_t has_bit = __ballot_sync(~0u, more >> bit & 1);
-        g.begin += __popc(has_bit & ((1u << lane) - 1)) << bit;
-        g.num_items += __popc(has_bit) << bit;
+    TileGroup g{first, tile, lane, count, !__any_sync(~0u, more > 0)};
+    if (!g.whole) {
+        const int32_t end = warp_inclusive<Sum>(more, lane);
+        g.begin += end - more;
+        g.num_items += __shfl_sync(~0u, end, 31);
     }
     return g;
 }

@@ -32,8 +32,8 @@ public:
             return true;
         }
         cut_tiles();
-        const bool has_shares = TileSplitter<kIsShared>(p_, s_, scan_, lists_, totals_).split();
-        write_items(has_shares);
+        count_and_split();
+        write_items();
         return true;
     }
 
@@ -178,15 +178,18 @@ private:
             totals_.most_blocks[kind] = static_cast<int32_t>(__reduce_max_sync(~0u, of_kind));
         }
         const int32_t cost = blocks_cost(costs_, decode, num_blocks);
-        int32_t targets[2], splits = 1, largest = num_blocks;
+        int32_t splits = 1, largest = num_blocks;
         auto count_pieces = [&](int32_t prefill_target, int32_t decode_target, int32_t (&pieces)[2]) {
             const int32_t n = splits_of(c_, cost, its_segments, decode ? decode_target : prefill_target);
             pieces[0] = exists && !decode ? n : 0;
             pieces[1] = exists && decode ? n : 0;
         };
+        TileSplitter<kIsShared> splitter(p_, s_, scan_, lists_, totals_);
         const Shares shares = share_ctas(c_, shape_, costs_, totals_);
-        if (TileSplitter<kIsShared>(p_, s_, scan_, lists_, totals_).choose_targets(shares, targets, count_pieces)) {
-            splits = splits_of(c_, cost, its_segments, decode ? targets[1] : targets[0]);
+        Targets targets = splitter.first_targets(shares);
+        if (targets.may_split) {
+            splitter.choose_targets(shares, targets, count_pieces);
+            splits = splits_of(c_, cost, its_segments, targets.of(decode));
             const int32_t slots = splits > 1 ? slots_of(c_, shape_, decode, splits, its_segments) : 0;
             const int32_t ends[2] = {warp_inclusive<Sum>(decode ? 0 : slots, lane),
                                      warp_inclusive<Sum>(decode ? slots : 0, lane)};
@@ -221,13 +224,38 @@ private:
                 front_ctas = chooser.choose();
             }
             const int32_t front_items = __reduce_add_sync(~0u, decode ? 0 : items);
-            write_header(__reduce_add_sync(~0u, items), front_items, front_ctas, shares.section_heads);
+            if (lane == 0) s_.header.section_heads = section_heads(c_, shape_, costs_, totals_);
+            write_header(__reduce_add_sync(~0u, items), front_items, front_ctas);
+        }
+    }
+
+    // Most batches split no tile. So the first warp shares out the CTAs while all others count the tiles of shared memory as
+    // they are; if some are split after all, tiles are counted again.
+    __device__ void count_and_split() {
+        TileSplitter<kIsShared> splitter(p_, s_, scan_, lists_, totals_);
+        if (threadIdx.x < 32) {
+            const Shares shares = share_ctas(c_, shape_, costs_, totals_);
+            const Targets targets = splitter.first_targets(shares);
+            if (threadIdx.x == 0) {
+                s_.shares = shares;
+                s_.targets = targets;
+            }
+        }
+#pragma unroll 1
+        for (int first_warp = 1;; first_warp = 0) {
+            if (kIsShared) add_items(sorted_from(0), first_warp);
+            __syncthreads();
+            if (first_warp == 0 || !s_.targets.may_split) return;
+            splitter.split();
+            if (!kIsShared) return;
+            s_.counts.clear();
+            __syncthreads();
         }
     }
 
     // Sorts tiles, as many as counters take at a time. If that is not all, they are counted first. Tiles in shared memory
     // are shared out among CTAs: what others sort is only counted.
-    __device__ void write_items(bool has_shares) {
+    __device__ void write_items() {
         int32_t items = 0;  // of this thread's key
         const bool at_once = kIsShared || lists_.num_tiles <= kSortedTiles;
 #pragma unroll 1
@@ -254,14 +282,10 @@ private:
                 s_.next_item[threadIdx.x] = position;
                 position += here;
             }
-            // While others make items, if these did not depend on it.
-            const bool chooses_front = first == 0 && blockIdx.x == 0 && warp == 0;
-            if (chooses_front && !has_shares) {
-                const Shares shares = share_ctas(c_, shape_, costs_, totals_);
-                if (lane == 0) s_.shares = shares;
-            }
+            const bool makes_header = first == 0 && blockIdx.x == 0;
+            if (makes_header && threadIdx.x == 32) s_.header.section_heads = section_heads(c_, shape_, costs_, totals_);
             __syncthreads();
-            if (chooses_front) {
+            if (makes_header && warp == 0) {
                 front_ctas = s_.shares.front_ctas;
                 if (s_.shares.time > 0) {
                     FrontChooser chooser(c_, s_.shares);
@@ -274,7 +298,7 @@ private:
         }
         if (warp == 0) {
             const int32_t num_front_items = keys_items_before(s_, kNumOrderKeys / 2);
-            write_header(keys_items_before(s_, kNumOrderKeys), num_front_items, front_ctas, s_.shares.section_heads);
+            write_header(keys_items_before(s_, kNumOrderKeys), num_front_items, front_ctas);
         }
     }
 
@@ -285,16 +309,14 @@ private:
         return {min_of(begin, all), min_of(begin + each, all)};
     }
 
-    // Returns the items of this thread's key in the tiles that are sorted.
-    __device__ int32_t count_items(Range sorted) {
+    // Counts the items of these tiles and, if there are others, of those that other CTAs sort. Warps before the first take no
+    // part.
+    __device__ void add_items(Range sorted, int first_warp) {
         const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        if (!kIsShared) {
-            __syncthreads();
-            s_.counts.clear();
-            __syncthreads();
-        } else if (warp < kFirstOfTeam) {
+        if (warp >= first_warp && warp < kFirstOfTeam) {
 #pragma unroll 1
-            for (int32_t t = threadIdx.x; t < lists_.num_tiles; t += 32 * kFirstOfTeam) {
+            for (int32_t t = threadIdx.x - 32 * first_warp; t < lists_.num_tiles;
+                 t += 32 * (kFirstOfTeam - first_warp)) {
                 const PlannedTile tile = lists_.tiles[t];
                 const bool after = t >= sorted.end;
                 if (t < sorted.begin || after) s_.counts.add_elsewhere(after, tile.key(), tile.num_splits());
@@ -310,13 +332,22 @@ private:
                 s_.counts.add(column, i, tile.key(), i < end ? tile.num_splits() : 0);
             }
         }
-        __syncthreads();
+    }
+
+    // The items of this thread's key in the tiles that are sorted; in shared memory, these have been counted.
+    __device__ int32_t count_items(Range sorted) {
+        if (!kIsShared) {
+            __syncthreads();
+            s_.counts.clear();
+            __syncthreads();
+            add_items(sorted, 0);
+            __syncthreads();
+        }
         return threadIdx.x < kNumOrderKeys ? s_.counts.sum_up(threadIdx.x) : 0;
     }
 
     // By one warp.
-    __device__ void write_header(int32_t num_items, int32_t num_front_items, int32_t num_front_ctas,
-                                 int32_t section_heads) {
+    __device__ void write_header(int32_t num_items, int32_t num_front_items, int32_t num_front_ctas) {
         if (blockIdx.x > 0) return;
         const int lane = threadIdx.x % 32;
         PlanHeader& header = s_.header;
@@ -325,7 +356,6 @@ private:
             header.num_items = num_items;
             header.num_front_items = num_front_items;
             header.num_front_ctas = final_front_ctas(c_, num_front_ctas, num_front_items, num_items);
-            header.section_heads = section_heads;
         }
         __syncwarp();
         constexpr int kParts = sizeof(PlanHeader) / sizeof(uint4);

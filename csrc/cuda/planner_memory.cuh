@@ -58,6 +58,15 @@ struct Sums {
     uint32_t large_tiles;                         // tiles that cost more than their target
 };
 
+// The most cost of a piece, at each end.
+struct Targets {
+    int32_t cost[2];
+    bool may_split;       // some tile has more
+    bool may_be_wave[2];  // one wave of pieces, whose target is not known yet
+
+    __device__ int32_t of(bool decode) const { return decode ? cost[1] : cost[0]; }
+};
+
 struct SharedMemory {
     SequenceShape shapes[kSharedSeqs];
     int32_t first_tiles[kSharedSeqs];
@@ -72,6 +81,7 @@ struct SharedMemory {
     BlockScan<kWarps>::Buffer scan;
     Sums sums;
     Shares shares;
+    Targets targets;
     int32_t large_tiles[kFewTiles];
     alignas(16) PlanHeader header;  // written 16 bytes at a time
 };

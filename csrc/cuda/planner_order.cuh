@@ -30,9 +30,11 @@ struct ItemCounts {
         const int lane = threadIdx.x % 32;
         const uint32_t same_key = __match_any_sync(~0u, num_items > 0 ? key : -1),  // lanes
             lower = same_key & ((1u << lane) - 1);
-        int32_t before = 0, all = 0;
-        for (int bit = 0; bit == 0 || __any_sync(~0u, num_items >> bit); ++bit) {
-            const uint32_t has_bit = __ballot_sync(~0u, num_items >> bit & 1);
+        const int32_t more = max_of(num_items - 1, 0);
+        const uint32_t most = __reduce_max_sync(~0u, static_cast<uint32_t>(more));
+        int32_t before = __popc(lower), all = __popc(same_key);
+        for (int bit = 0; most >> bit != 0; ++bit) {
+            const uint32_t has_bit = __ballot_sync(~0u, more >> bit & 1);
             before += __popc(has_bit & lower) << bit;
             all += __popc(has_bit & same_key) << bit;
         }

@@ -15,21 +15,25 @@ public:
                             const Lists<kIsShared>& lists, const Totals& totals)
         : c_(p.config), costs_(p.costs), shape_(p.shape), s_(s), scan_(scan), lists_(lists), totals_(totals) {}
 
-    // The most cost of a piece at each end. False if no tile has more. `count_pieces` counts those that targets for
-    // prefills and decodes would make of this thread's tiles.
-    template <class CountPieces>
-    __device__ bool choose_targets(const Shares& shares, int32_t (&targets)[2], const CountPieces& count_pieces) {
-        bool may_split[2], may_be_wave[2];
+    // But for waves, if there may be some.
+    __device__ Targets first_targets(const Shares& shares) const {
+        Targets t{};
 #pragma unroll
         for (int kind = 0; kind < 2; ++kind) {
             const bool wave = shares.may_be_wave[kind];
-            targets[kind] = wave ? wave_target(shares, kind, 0) : queue_target(costs_, shares, kind);
-            may_split[kind] = c_.num_splits > 1 && totals_.tiles[kind] > 0 &&
-                              blocks_cost(costs_, kind, totals_.most_blocks[kind]) > targets[kind];
-            may_be_wave[kind] = wave && may_split[kind];
+            t.cost[kind] = wave ? wave_target(shares, kind, 0) : queue_target(costs_, shares, kind);
+            const bool may_split = c_.num_splits > 1 && totals_.tiles[kind] > 0 &&
+                                   blocks_cost(costs_, kind, totals_.most_blocks[kind]) > t.cost[kind];
+            t.may_split |= may_split;
+            t.may_be_wave[kind] = wave && may_split;
         }
-        if (!may_be_wave[0] && !may_be_wave[1]) return may_split[0] || may_split[1];
+        return t;
+    }
 
+    // Those of waves too. `count_pieces` counts pieces that targets for prefills and decodes would make of this thread's tiles.
+    template <class CountPieces>
+    __device__ void choose_targets(const Shares& shares, Targets& targets, const CountPieces& count_pieces) {
+        if (!targets.may_be_wave[0] && !targets.may_be_wave[1]) return;
         // A warp tries one target, on all tiles if they are few, else on every other 32 of them.
         const int lane = threadIdx.x % 32, i = threadIdx.x / 32 % kTargetWarps;
         if (i < kNumWaveTargets) {
@@ -37,7 +41,7 @@ public:
             count_pieces(wave_target(shares, false, i), wave_target(shares, true, i), pieces);
 #pragma unroll
             for (int kind = 0; kind < 2; ++kind) {
-                if (!may_be_wave[kind]) continue;
+                if (!targets.may_be_wave[kind]) continue;
                 const int32_t sum = __reduce_add_sync(~0u, pieces[kind]);
                 if (lane == 0) atomicAdd(&s_.sums.wave_pieces[kind][i], sum);
             }
@@ -45,20 +49,19 @@ public:
         __syncthreads();
 #pragma unroll
         for (int kind = 0; kind < 2; ++kind) {
-            if (!may_be_wave[kind]) continue;
+            if (!targets.may_be_wave[kind]) continue;
             const bool fits = lane < kNumWaveTargets &&
                               fits_one_wave(c_, s_.sums.wave_pieces[kind][lane % kNumWaveTargets], shares.ctas[kind]);
             const uint32_t fitting = __ballot_sync(~0u, fits);
-            targets[kind] =
+            targets.cost[kind] =
                 fitting ? wave_target(shares, kind, __ffs(fitting) - 1) : queue_target(costs_, shares, kind);
         }
-        return true;
     }
 
-    // Splits of each tile, while there is room for partial results. Returns whether that took s_.shares.
-    __device__ bool split() {
-        int32_t targets[2];
-        auto count_pieces = [&](int32_t prefill_target, int32_t decode_target, int32_t (&pieces)[2]) {
+    // Splits of each tile by s_.shares and s_.targets, while there is room for partial results.
+    __device__ void split() {
+        Targets targets = s_.targets;
+        choose_targets(s_.shares, targets, [&](int32_t prefill_target, int32_t decode_target, int32_t (&pieces)[2]) {
             pieces[0] = pieces[1] = 0;
 #pragma unroll 1
             for (int32_t t = threadIdx.x / (32 * kTargetWarps) * 32 + threadIdx.x % 32; t < lists_.num_tiles;
@@ -70,18 +73,8 @@ public:
                 pieces[0] += decode ? 0 : n;
                 pieces[1] += decode ? n : 0;
             }
-        };
-        if (c_.num_splits == 1 || surely_whole(c_, costs_, totals_)) return false;
-        if (threadIdx.x < 32) {  // all warps at once would take turns at its many instructions
-            const Shares shares = share_ctas(c_, shape_, costs_, totals_);
-            if (threadIdx.x == 0) s_.shares = shares;
-        }
-        __syncthreads();
-        if (choose_targets(s_.shares, targets, count_pieces)) {
-            place_pieces(targets);
-            __syncthreads();
-        }
-        return true;
+        });
+        place_pieces(targets);
     }
 
 private:
@@ -96,12 +89,12 @@ private:
 
     // Hands out slots to split tiles, at each end, in order. Since tiles without room count too, those with room come before
     // those without.
-    __device__ void place_pieces(const int32_t (&targets)[2]) {
+    __device__ void place_pieces(const Targets& targets) {
         // Most batches split few tiles: a warp sees to these alone.
 #pragma unroll 1
         for (int32_t t = threadIdx.x; t < lists_.num_tiles; t += kThreads) {
             const PlannedTile tile = lists_.tiles[t];
-            if (cost_of(tile) <= (tile.is_decode() ? targets[1] : targets[0])) continue;
+            if (cost_of(tile) <= targets.of(tile.is_decode())) continue;
             const uint32_t place = atomicAdd(&s_.sums.large_tiles, 1u);
             if (place < kFewTiles) s_.large_tiles[place] = t;
         }
@@ -125,7 +118,7 @@ private:
     }
 
     // Those of s_.large_tiles, which are in no order, by a warp.
-    __device__ void place_few(const int32_t (&targets)[2], int32_t num_large) {
+    __device__ void place_few(const Targets& targets, int32_t num_large) {
         const int32_t lane = threadIdx.x, t = lane < num_large ? s_.large_tiles[lane] : 0;
         const Pieces p = lane < num_large ? pieces_of(t, targets) : Pieces{};
         int32_t first_slot = 0;
@@ -143,12 +136,12 @@ private:
         bool decode;
         int32_t segments, splits, slots;  // no slots: the tile is not split
     };
-    __device__ Pieces pieces_of(int32_t t, const int32_t (&targets)[2]) const {
+    __device__ Pieces pieces_of(int32_t t, const Targets& targets) const {
         Pieces p{};
         p.tile = lists_.tiles[t];
         p.decode = p.tile.is_decode();
         p.segments = segments(t, p.tile);
-        p.splits = splits_of(c_, cost_of(p.tile), p.segments, p.decode ? targets[1] : targets[0]);
+        p.splits = splits_of(c_, cost_of(p.tile), p.segments, targets.of(p.decode));
         if (p.splits > 1) p.slots = slots_of(c_, shape_, p.decode, p.splits, p.segments);
         return p;
     }
