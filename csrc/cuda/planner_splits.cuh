@@ -15,7 +15,7 @@ public:
                             const Lists<kIsShared>& lists, const Totals& totals)
         : c_(p.config), costs_(p.costs), shape_(p.shape), s_(s), scan_(scan), lists_(lists), totals_(totals) {}
 
-    // But for waves, if there may be some.
+    // As far as they are known without counting pieces.
     __device__ Targets first_targets(const Shares& shares) const {
         Targets t{};
 #pragma unroll
@@ -30,7 +30,7 @@ public:
         return t;
     }
 
-    // Those of waves too. `count_pieces` counts pieces that targets for prefills and decodes would make of this thread's tiles.
+    // Finds those of waves. `count_pieces` counts pieces that targets for prefills and decodes would make of this thread's tiles.
     template <class CountPieces>
     __device__ void choose_targets(const Shares& shares, Targets& targets, const CountPieces& count_pieces) {
         if (!targets.may_be_wave[0] && !targets.may_be_wave[1]) return;
