@@ -301,22 +301,23 @@ VARATTN_HD constexpr int32_t slots_of(const PlanConfig& c, const TileShape& shap
     return min_of(c.batch_invariant ? segments : num_splits, shape.max_slots[decode] + 1);
 }
 
-// Balanced: pieces differ by at most one segment and none is empty. Piece s begins at segment n * s / num_splits, in 32
-// bits.
+// Balanced: pieces differ by at most one segment, of which the first have one more, and none is empty.
 VARATTN_HD constexpr Range split_blocks(const TileShape& shape, Range blocks, int32_t split, int32_t num_splits) {
     if (num_splits == 1) return blocks;
-    const int32_t first = blocks.begin >> shape.segment_log2, n = segments_of(shape, blocks);
-    const int32_t each = n / num_splits, rest = n % num_splits;
-    const int32_t begin = (first + each * split + rest * split / num_splits) << shape.segment_log2;
-    const int32_t end = (first + each * (split + 1) + rest * (split + 1) / num_splits) << shape.segment_log2;
-    return {max_of(blocks.begin, begin), min_of(blocks.end, end)};
+    const int32_t n = segments_of(shape, blocks),
+                  each = static_cast<int32_t>(static_cast<uint32_t>(n) / static_cast<uint32_t>(num_splits)),
+                  longer = n - each * num_splits;  // pieces
+    const int32_t first = (blocks.begin >> shape.segment_log2) + each * split + min_of(split, longer);
+    const int32_t end = first + each + (split < longer);
+    return {max_of(blocks.begin, first << shape.segment_log2), min_of(blocks.end, end << shape.segment_log2)};
 }
 
 // Blocks of a tile's largest piece, or a few more.
 VARATTN_HD constexpr int32_t largest_piece(const TileShape& shape, int32_t num_blocks, int32_t segments,
                                            int32_t num_splits) {
     if (num_splits == 1) return num_blocks;
-    return min_of(num_blocks, ceil_div(segments, num_splits) << shape.segment_log2);
+    const auto each = ceil_div(static_cast<uint32_t>(segments), static_cast<uint32_t>(num_splits));
+    return min_of(num_blocks, static_cast<int32_t>(each << shape.segment_log2));
 }
 
 // ---- Order -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ struct LaunchShape {
     // The kernel may start while the one before it on the stream runs out. It then has to wait for that one itself
     // (device::await_previous_kernel). Compute capability 9.0 and up.
     bool starts_early;
+    bool is_cluster = false;  // all its CTAs. Compute capability 9.0 and up
 };
 
 // Lets `kKernel` be launched with `bytes` of dynamic shared memory on the current device. The limit is a device's own: it is
@@ -33,16 +34,23 @@ void allow_shared_memory(int bytes, const char* function) {
 template <auto kKernel, class Params>
 void launch_kernel(const Params& params, const LaunchShape& shape, cudaStream_t stream, const char* function) {
     allow_shared_memory<kKernel>(shape.shared_bytes, function);
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2]{};
     cudaLaunchConfig_t config{};
+    config.attrs = attributes;
+    if (shape.starts_early) {
+        cudaLaunchAttribute& early = attributes[config.numAttrs++];
+        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        early.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (shape.is_cluster) {
+        cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim = {static_cast<unsigned>(shape.num_ctas), 1, 1};
+    }
     config.gridDim = dim3(shape.num_ctas);
     config.blockDim = dim3(shape.num_threads);
     config.dynamicSmemBytes = shape.shared_bytes;
     config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = shape.starts_early ? 1 : 0;
     check_cuda(cudaLaunchKernelEx(&config, kKernel, params), function, "launch");
 }
 

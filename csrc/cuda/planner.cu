@@ -33,15 +33,16 @@ __global__ void __launch_bounds__(kThreads, 1) plan_kernel(const __grid_constant
 void make_plan_cuda(const PlanConfig& config, const SequenceLengths& lengths, void* plan, cudaStream_t stream) {
     const KernelConfig& kernel = check_plan_arguments(config, lengths, plan, DeviceType::kCuda, "plan");
     const int device = current_device_index("plan");
+    const bool is_hopper = cuda_device(device).compute_capability >= 90;  // or newer
     const PlannerParams params{config,
                                cost_model(kernel.id, cuda_device_name(device)),
                                tile_shape(config),
                                lengths,
                                plan_layout(config),
                                static_cast<char*>(plan),
-                               num_ctas(config)};
-    const bool starts_early = cuda_device(device).compute_capability >= 90;
-    launch_kernel<plan_kernel>(params, {params.num_ctas, kThreads, sizeof(SharedMemory), starts_early}, stream, "plan");
+                               num_ctas(config, is_hopper)};
+    launch_kernel<plan_kernel>(params, {params.num_ctas, kThreads, sizeof(SharedMemory), is_hopper, is_hopper}, stream,
+                               "plan");
 }
 
 }  // namespace varattn

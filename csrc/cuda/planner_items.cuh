@@ -58,35 +58,63 @@ public:
     // All tiles, which are one group. `position` is that of this thread's tile.
     __device__ void write_only(const PlannedTile& tile, int32_t position) {
         const Units units = units_of(lists_.num_tiles);
-        if (units.has(writer_)) write(tile_group(0, units.num_tiles, tile), position, units, writer_, {});
+        if (units.has(writer_))
+            write(tile_group(0, units.num_tiles, tile), position, units.first_item(writer_), units.item_step());
     }
 
-    // The first tiles of this warp among sorted ones, and their first items. Their positions are not known yet.
-    __device__ StagedAhead stage_ahead(int32_t first, int32_t num_tiles) {
+    // This thread's in the first group of this warp, among sorted tiles.
+    __device__ PlannedTile first_tile(int32_t first, int32_t num_tiles) const {
+        const int32_t i = units_of(num_tiles).group(writer_) * 32 + threadIdx.x % 32;
+        return i < num_tiles ? lists_.tiles[first + i] : PlannedTile{};
+    }
+    // That group and its first items, whose positions are not known yet.
+    __device__ StagedAhead stage_ahead(const PlannedTile& tile, int32_t first, int32_t num_tiles) {
         const Units units = units_of(num_tiles);
         if (!units.has(writer_)) return {};
-        const int32_t item = units.first_item(writer_);
-        StagedAhead ahead{sorted_group(first, units, units.group(writer_)), {}};
+        const int32_t begin = units.group(writer_) * 32, item = units.first_item(writer_);
+        StagedAhead ahead{tile_group(first + begin, min_of(num_tiles - begin, 32), tile), {}};
         if (item - static_cast<int32_t>(threadIdx.x % 32) < ahead.group.num_items)
             ahead.items = stage(ahead.group, item);
         return ahead;
     }
+    // Now that it is known where partial results go, or that there is no room for some.
+    __device__ void update(StagedAhead& ahead, int32_t first, int32_t num_tiles) {
+        TileGroup& g = ahead.group;
+        if (g.whole || g.num_items == 0) return;
+        const int32_t lane = threadIdx.x % 32, expected = g.tile.num_splits();
+        g.tile = first_tile(first, num_tiles);
+        if (__any_sync(~0u, g.tile.num_splits() != expected)) {
+            ahead = stage_ahead(g.tile, first, num_tiles);
+            return;
+        }
+        const PlannedTile its = shuffle(g.tile, ahead.items.owner);
+        if (ahead.items.exists && its.num_splits() > 1) {
+            auto word = [&](size_t offset) -> int32_t& {
+                return reinterpret_cast<int32_t*>(&staged_part(lane, offset / sizeof(uint4)))[offset / 4 % 4];
+            };
+            const int32_t slot = its.blocks_or_slot();
+            word(offsetof(WorkItem, split_tile)) = split_tile_of(p_.shape, its.is_decode(), slot);
+            word(offsetof(WorkItem, partial_row)) = partial_row_of(p_.config, p_.shape, its.is_decode(), slot);
+        }
+        __syncwarp();
+    }
 
     // Sorted tiles, from the first on.
     __device__ void write_sorted(int32_t first, int32_t num_tiles, const StagedAhead& ahead) {
+        if (!ahead.items.any) return;
         const Units units = units_of(num_tiles);
-        const int32_t rounds = ItemCounts::num_rounds(num_tiles), lane = threadIdx.x % 32;
+        TileGroup g = ahead.group;
+        int32_t position = sorted_position(g, first, num_tiles);
+        flush(ahead.items, position);
+        int32_t unit = writer_, item = units.first_item(unit) + units.item_step();
 #pragma unroll 1
-        for (int32_t unit = writer_; units.has(unit); unit += num_writers_) {
-            const int32_t group = units.group(unit), i = group * 32 + lane;
-            const TileGroup g = unit == writer_ ? ahead.group : sorted_group(first, units, group);
-            int32_t position = 0;
-            if (i < num_tiles) {
-                const int32_t warp = rounds == 1 ? group : group / rounds, key = g.tile.key();
-                position = keys_items_before(s_, key) + s_.next_item[key] + s_.counts.of_warp[key][warp] +
-                           s_.counts.earlier[i];
-            }
-            write(g, position, units, unit, unit == writer_ ? ahead.items : StagedItem{});
+        while (true) {
+            write(g, position, item, units.item_step());
+            unit += num_writers_;
+            if (!units.has(unit)) return;
+            g = sorted_group(first, units, units.group(unit));
+            position = sorted_position(g, first, num_tiles);
+            item = units.first_item(unit);
         }
     }
 
@@ -113,16 +141,20 @@ private:
                           i < units.num_tiles ? lists_.tiles[first + i] : PlannedTile{});
     }
 
-    // A unit, whose first items may be staged.
-    __device__ void write(const TileGroup& g, int32_t position, const Units& units, int32_t unit, StagedItem staged) {
-        const int32_t lane = threadIdx.x % 32;
+    // Of this thread's tile.
+    __device__ int32_t sorted_position(const TileGroup& g, int32_t first, int32_t num_tiles) const {
+        const int32_t group_begin = g.first - first, i = group_begin + threadIdx.x % 32;
+        if (i >= num_tiles) return 0;
+        const int32_t key = g.tile.key(),
+                      warp = group_begin / 32 >> ItemCounts::rounds_log2(num_tiles, kSorters<kIsShared>);
+        return s_.next_item[key] + s_.counts.of_warp[key][warp] + s_.counts.earlier[i];
+    }
+
+    // A group's items from this one on.
+    __device__ void write(const TileGroup& g, int32_t position, int32_t item, int32_t step) {
 #pragma unroll 1
-        for (int32_t item = units.first_item(unit); item - lane < g.num_items; item += units.item_step()) {
-            if (!staged.any) staged = stage(g, item);
-            const int32_t to = __shfl_sync(~0u, position, staged.owner) + staged.split;
-            flush(staged.exists ? to : -1);
-            staged = {};
-        }
+        for (; item - static_cast<int32_t>(threadIdx.x % 32) < g.num_items; item += step)
+            flush(stage(g, item), position);
     }
 
     __device__ StagedItem stage(const TileGroup& g, int32_t item) {
@@ -146,14 +178,16 @@ private:
             memcpy(parts, &made, sizeof made);
 #pragma unroll
             for (int part = 0; part < kItemParts; ++part)
-                staging()[lane][part ^ (lane / 2 % kItemParts)] = parts[part];
+                staged_part(lane, part) = parts[part];
         }
         __syncwarp();
         return staged;
     }
 
-    // Writes what is staged to these positions, if not negative. Four threads write an item.
-    __device__ void flush(int32_t position) {
+    // Writes what is staged. `position` is that of this thread's tile. Four threads write an item.
+    __device__ void flush(const StagedItem& staged, int32_t position) {
+        position = __shfl_sync(~0u, position, staged.owner) + staged.split;
+        if (!staged.exists) position = -1;
         const int lane = threadIdx.x % 32, part = lane % kItemParts;
         auto* items = reinterpret_cast<uint4*>(p_.plan + p_.layout.items);
         int32_t to[kItemParts];
@@ -162,7 +196,7 @@ private:
         for (int i = 0; i < kItemParts; ++i) {
             const int from = i * (32 / kItemParts) + lane / kItemParts;
             to[i] = __shfl_sync(~0u, position, from);
-            parts[i] = staging()[from][part ^ (from / 2 % kItemParts)];
+            parts[i] = staged_part(from, part);
         }
 #pragma unroll
         for (int i = 0; i < kItemParts; ++i)
@@ -170,8 +204,10 @@ private:
         __syncwarp();
     }
 
-    __device__ uint4 (&staging())[32][kItemParts] {
-        return kIsShared ? s_.staging[threadIdx.x / 32 % kWriters] : s_.large_staging[threadIdx.x / 32];
+    // Swizzled against bank conflicts.
+    __device__ uint4& staged_part(int item, int part) {
+        auto& staging = kIsShared ? s_.staging[threadIdx.x / 32 % kWriters] : s_.large_staging[threadIdx.x / 32];
+        return staging[item][part ^ (item / 2 % kItemParts)];
     }
 
     const PlannerParams& p_;
@@ -179,5 +215,22 @@ private:
     const Lists<kIsShared>& lists_;
     const int32_t num_writers_, writer_;
 };
+
+// What is known of the plan at last, by one warp.
+__device__ inline void write_header(const PlannerParams& p, SharedMemory& s, int32_t num_items, int32_t num_front_items,
+                                    int32_t num_front_ctas) {
+    if (blockIdx.x > 0) return;
+    const int lane = threadIdx.x % 32;
+    PlanHeader& header = s.header;
+    if (lane == 0) {
+        header.magic = kPlanMagic;
+        header.num_items = num_items;
+        header.num_front_items = num_front_items;
+        header.num_front_ctas = final_front_ctas(p.config, num_front_ctas, num_front_items, num_items);
+    }
+    __syncwarp();
+    constexpr int kParts = sizeof(PlanHeader) / sizeof(uint4);
+    if (lane < kParts) reinterpret_cast<uint4*>(p.plan)[lane] = reinterpret_cast<const uint4*>(&header)[lane];
+}
 
 }  // namespace varattn::planner

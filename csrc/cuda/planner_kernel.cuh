@@ -1,12 +1,14 @@
 // The device planner: one launch. It evaluates the rules of core/schedule.h as plan_on_host does, and its result
 // is equal byte for byte. Loops are flat over sequences, tiles or items, never nested: a thread's work does not depend on
-// how long its sequence is. Small batches live in shared memory: a few CTAs compute the same, and each writes a part of
-// the items. For larger ones, one CTA keeps its lists in the plan's scratch.
+// how long its sequence is. Small batches live in shared memory: all CTAs of a cluster read the lengths, and each sees to some
+// of the tiles; what depends on all of them it works out from the others' reports. For larger ones, one CTA keeps its lists
+// in the plan's scratch.
 // It needs no CUDA header: tests/cpp/device_planner_test.cpp runs it on a CPU.
 #pragma once
 
 #include <cstddef>
 
+#include "cuda/planner_few.cuh"
 #include "cuda/planner_items.cuh"
 #include "cuda/planner_lengths.cuh"
 #include "cuda/planner_rounds.cuh"
@@ -14,26 +16,38 @@
 
 namespace varattn::planner {
 
-constexpr int kFewWarps = kWriters;  // plan a batch of few tiles, each for itself
-static_assert(kTargetWarps <= kFewWarps);
+// Named barriers.
+constexpr int kSortersBarrier = 1, kReadBarrier = 2, kSlotsBarrier = 3, kKeysBarrier = 4;
 
 template <bool kIsShared>  // where the lists are
 class Planner {
 public:
     __device__ Planner(const PlannerParams& p, SharedMemory& s)
-        : c_(p.config), costs_(p.costs), shape_(p.shape), p_(p), s_(s), scan_(s.scan), lists_(p, s) {}
+        : rank_(static_cast<int>(blockIdx.x)),
+          c_(p.config),
+          costs_(p.costs),
+          shape_(p.shape),
+          p_(p),
+          s_(s),
+          num_ctas_(kIsShared ? p.num_ctas : 1),
+          scan_(s.scan),
+          lists_(p, s) {}
 
     // False if there are too many tiles for shared memory.
     __device__ bool run() {
-        if (!read_lengths()) return false;
+        const bool fits = read_lengths();
+        if (kIsShared) cluster_wait();  // for the others' prepare()
+        if (!fits) return false;
         __syncthreads();
         if (lists_.num_tiles <= kFewTiles) {
-            if (threadIdx.x / 32 < kFewWarps) plan_few();
+            if (threadIdx.x / 32 < kFewWarps) FewTilesPlanner<kIsShared>(p_, s_, lists_).run();
             return true;
         }
         cut_tiles();
-        count_and_split();
-        write_items();
+        if (kIsShared)
+            split_and_write_shared();
+        else
+            split_and_write_large();
         return true;
     }
 
@@ -65,69 +79,88 @@ private:
                 reader.clamp_offsets(chunk, g);
             }
             status |= status_here;
-            int32_t first = tiles + sum.before[0];
+            const int32_t first = tiles + sum.before[0], second = first + count[0], end = second + count[1];
             tiles += sum.total[0];
             if (kIsShared && tiles > kSharedTiles) return false;
+            lists_.num_tiles = tiles;
+            if (seq == 0) s_.header.q_begin = shapes[0].q_begin;
+#pragma unroll
+            for (int i = 0; i < kSeqsPerThread; ++i)
+                if (seq + i == c_.max_seqs - 1) s_.header.q_end = shapes[i].q_begin + shapes[i].q_len;
+            const Range own = own_tiles();
+            if (!__any_sync(~0u, first < own.end && end > own.begin)) continue;
 #pragma unroll
             for (int i = 0; i < kSeqsPerThread; ++i) {
-                if (seq + i < c_.max_seqs) {
-                    lists_.shapes[seq + i] = shapes[i];
-                    lists_.first_tiles[seq + i] = first;
-                    if (seq + i == 0) s_.header.q_begin = shapes[i].q_begin;
-                    if (seq + i == c_.max_seqs - 1) s_.header.q_end = shapes[i].q_begin + shapes[i].q_len;
-                }
-                first += count[i];
+                if (seq + i >= c_.max_seqs) continue;
+                lists_.shapes[seq + i] = shapes[i];
+                lists_.first_tiles[seq + i] = i == 0 ? first : second;
             }
-            name_tiles(seq, first - count[0] - count[1], count);
+            name_tiles(seq, max_of(first, own.begin), second, min_of(end, own.end));
         }
         status |= reader.status();
         if (status) atomicOr(&s_.header.status, status);
-        lists_.num_tiles = tiles;
         return true;
     }
 
-    // A warp writes the sequences of its threads' tiles. Many tiles are shared out among the warp.
-    __device__ void name_tiles(int32_t seq, int32_t first, const int32_t (&count)[kSeqsPerThread]) {
+    // Tiles that this CTA sees to.
+    __device__ Range own_tiles() const {
+        const int32_t all = lists_.num_tiles;
+        if (!kIsShared || all <= kFewTiles) return {0, all};
+        const int32_t each = (all + num_ctas_ - 1) >> log2_floor(num_ctas_), begin = rank_ * each;
+        return {min_of(begin, all), min_of(begin + each, all)};
+    }
+
+    // A warp writes the sequences of its threads' tiles, [begin, end), of which those from `second` on are of the second one.
+    // Many tiles are shared out among the warp.
+    __device__ void name_tiles(int32_t seq, int32_t begin, int32_t second, int32_t end) {
         constexpr int32_t kAlone = 16;
-        const int32_t all = count[0] + count[1];
+        const int32_t all = end - begin;
         if (all <= kAlone)  // in rotated order, against bank conflicts
 #pragma unroll 1
             for (int32_t n = 0, i = min_of<int32_t>(threadIdx.x % 8, all - 1); n < all; ++n) {
-                lists_.tiles[first + i] = {static_cast<uint32_t>(seq + (i >= count[0])), 0};
+                lists_.tiles[begin + i] = {static_cast<uint32_t>(seq + (begin + i >= second)), 0};
                 i = i + 1 == all ? 0 : i + 1;
             }
 #pragma unroll 1
         for (uint32_t shared = __ballot_sync(~0u, all > kAlone); shared != 0; shared &= shared - 1) {
             const int lane = __ffs(shared) - 1;
-            const int32_t its_seq = __shfl_sync(~0u, seq, lane), its_first = __shfl_sync(~0u, first, lane),
-                          its_count = __shfl_sync(~0u, count[0], lane), its_all = __shfl_sync(~0u, all, lane);
+            const int32_t its_seq = __shfl_sync(~0u, seq, lane), its_begin = __shfl_sync(~0u, begin, lane),
+                          its_second = __shfl_sync(~0u, second, lane), its_all = __shfl_sync(~0u, all, lane);
 #pragma unroll 1
-            for (int32_t i = threadIdx.x % 32; i < its_all; i += 32)
-                lists_.tiles[its_first + i] = {static_cast<uint32_t>(its_seq + (i >= its_count)), 0};
+            for (int32_t t = its_begin + threadIdx.x % 32; t < its_begin + its_all; t += 32)
+                lists_.tiles[t] = {static_cast<uint32_t>(its_seq + (t >= its_second)), 0};
         }
     }
 
-    // Each tile's blocks, and the totals that shares and targets depend on.
+    // Blocks of own tiles, and the sums that shares and targets depend on. In shared memory, tiles are counted as they are.
     __device__ void cut_tiles() {
-        uint32_t sum[2] = {}, most[2] = {}, decodes = 0;  // see Sums
+        const Range own = own_tiles();
+        Range mine{};
+        if (threadIdx.x / 32 < kSorters<kIsShared>) mine = ItemCounts::tiles_of_warp(own, kSorters<kIsShared>);
+        const int32_t lane = threadIdx.x % 32;
+        uint32_t sum[2] = {}, most[2] = {}, decodes = 0;  // see Totals
 #pragma unroll 1
-        for (int32_t t = threadIdx.x; t < lists_.num_tiles; t += kThreads) {
-            PlannedTile tile = lists_.tiles[t];
-            const SequenceShape seq = lists_.shapes[tile.seq()];
-            const bool decode = is_decode(shape_, seq.q_len);
-            const Range blocks = lists_.cut(t, tile, seq).blocks;
-            const int32_t num_blocks = blocks.end - blocks.begin;
-            tile.set_key(order_key(costs_, decode, num_blocks));
-            tile.set_pieces(min_of(num_blocks, kMaxTileBlocks), 1);
-            lists_.tiles[t] = tile;
-            const uint32_t priced = min_of(num_blocks, kMaxPricedBlocks);
-            decodes += decode;
+        for (int32_t t = mine.begin + lane; t - lane < mine.end; t += 32) {
+            PlannedTile tile{};
+            if (t < mine.end) {
+                tile = lists_.tiles[t];
+                const SequenceShape seq = lists_.shapes[tile.seq()];
+                const bool decode = is_decode(shape_, seq.q_len);
+                const Range blocks = lists_.cut(t, tile, seq).blocks;
+                const int32_t num_blocks = blocks.end - blocks.begin;
+                tile.set_key(order_key(costs_, decode, num_blocks));
+                tile.set_pieces(min_of(num_blocks, kMaxTileBlocks), 1);
+                lists_.tiles[t] = tile;
+                const uint32_t priced = min_of(num_blocks, kMaxPricedBlocks);
+                decodes += decode;
 #pragma unroll
-            for (int kind = 0; kind < 2; ++kind) {
-                const uint32_t of_kind = decode == (kind == 1) ? priced : 0;
-                sum[kind] += of_kind;
-                most[kind] = max_of(most[kind], of_kind);
+                for (int kind = 0; kind < 2; ++kind) {
+                    const uint32_t of_kind = decode == (kind == 1) ? priced : 0;
+                    sum[kind] += of_kind;
+                    most[kind] = max_of(most[kind], of_kind);
+                }
             }
+            if (kIsShared) s_.counts.add(t - own.begin, tile.key(), t < mine.end);
         }
         decodes = __reduce_add_sync(~0u, decodes);
 #pragma unroll
@@ -135,258 +168,271 @@ private:
             sum[kind] = __reduce_add_sync(~0u, sum[kind]);
             most[kind] = __reduce_max_sync(~0u, most[kind]);
         }
-        if (threadIdx.x % 32 == 0) {
-            atomicAdd(&s_.sums.decodes, decodes);
+        if (lane == 0 && mine.begin < mine.end) {
+            CtaReport& report = s_.reports.of_cta[rank_];
+            atomicAdd(&report.decodes, decodes);
 #pragma unroll
             for (int kind = 0; kind < 2; ++kind) {
-                atomicAdd(&s_.sums.blocks[kind], sum[kind]);
-                atomicMax(&s_.sums.most_blocks[kind], most[kind]);
+                atomicAdd(&report.blocks[kind], sum[kind]);
+                atomicMax(&report.most_blocks[kind], most[kind]);
             }
         }
         __syncthreads();
-        const auto num_decodes = static_cast<int32_t>(s_.sums.decodes);
-        totals_ = {{s_.sums.blocks[0], s_.sums.blocks[1]},
-                   {lists_.num_tiles - num_decodes, num_decodes},
-                   {static_cast<int32_t>(s_.sums.most_blocks[0]), static_cast<int32_t>(s_.sums.most_blocks[1])}};
     }
 
-    // A batch of few tiles: each warp has them all, a tile a thread, and plans for itself.
-    __device__ void plan_few() {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const bool exists = lane < lists_.num_tiles;
-        PlannedTile tile{};
-        bool decode = false;
-        int32_t num_blocks = 0, its_segments = 0, rows = 0;
-        if (exists) {
-            tile = lists_.tiles[lane];
-            const SequenceShape seq = lists_.shapes[tile.seq()];
-            decode = is_decode(shape_, seq.q_len);
-            const Tile its = lists_.cut(lane, tile, seq);
-            num_blocks = its.blocks.end - its.blocks.begin;
-            its_segments = segments_of(shape_, its.blocks);
-            rows = its.rows.end - its.rows.begin;
-        }
-        const uint32_t priced = min_of(num_blocks, kMaxPricedBlocks);
-        const int32_t decodes = __popc(__ballot_sync(~0u, decode));
-        totals_.tiles[0] = lists_.num_tiles - decodes;
-        totals_.tiles[1] = decodes;
+    // Of all CTAs' reports, by a warp.
+    __device__ void add_up_totals() {
+        const int lane = threadIdx.x % 32;
+        const CtaReport& report = s_.reports.of_cta[lane % kMaxCtas];
+        const bool exists = lane < num_ctas_;
+        totals_.tiles[1] = static_cast<int32_t>(__reduce_add_sync(~0u, exists ? report.decodes : 0));
+        totals_.tiles[0] = lists_.num_tiles - totals_.tiles[1];
 #pragma unroll
         for (int kind = 0; kind < 2; ++kind) {
-            if (totals_.tiles[kind] == 0) continue;
-            const uint32_t of_kind = decode == (kind == 1) ? priced : 0;
-            totals_.blocks[kind] = __reduce_add_sync(~0u, of_kind);
-            totals_.most_blocks[kind] = static_cast<int32_t>(__reduce_max_sync(~0u, of_kind));
+            totals_.blocks[kind] = __reduce_add_sync(~0u, exists ? report.blocks[kind] : 0);
+            totals_.most_blocks[kind] =
+                static_cast<int32_t>(__reduce_max_sync(~0u, exists ? report.most_blocks[kind] : 0));
         }
-        const int32_t cost = blocks_cost(costs_, decode, num_blocks);
-        int32_t splits = 1, largest = num_blocks;
-        auto count_pieces = [&](int32_t prefill_target, int32_t decode_target, int32_t (&pieces)[2]) {
-            const int32_t n = splits_of(c_, cost, its_segments, decode ? decode_target : prefill_target);
-            pieces[0] = exists && !decode ? n : 0;
-            pieces[1] = exists && decode ? n : 0;
-        };
-        TileSplitter<kIsShared> splitter(p_, s_, scan_, lists_, totals_);
+    }
+
+    // By the first warp; sections by the second.
+    __device__ void share_out(const TileSplitter<kIsShared>& splitter) {
+        if (threadIdx.x >= 64) return;
+        add_up_totals();
+        if (threadIdx.x >= 32) {
+            if (threadIdx.x == 32) s_.header.section_heads = section_heads(c_, shape_, costs_, totals_);
+            return;
+        }
         const Shares shares = share_ctas(c_, shape_, costs_, totals_);
-        Targets targets = splitter.first_targets(shares);
-        if (targets.may_split) {
-            splitter.choose_targets(shares, targets, count_pieces);
-            splits = splits_of(c_, cost, its_segments, targets.of(decode));
-            const int32_t slots = splits > 1 ? slots_of(c_, shape_, decode, splits, its_segments) : 0;
-            const int32_t ends[2] = {warp_inclusive<Sum>(decode ? 0 : slots, lane),
-                                     warp_inclusive<Sum>(decode ? slots : 0, lane)};
-            const int32_t end = decode ? ends[1] : ends[0];
-            if (end > shape_.max_slots[decode]) splits = 1;
-            if (splits > 1) {
-                largest = largest_piece(shape_, num_blocks, its_segments, splits);
-                tile.set_pieces(end - slots, splits);
-            }
-            if (warp == kFewWarps - 1) {
-                const int32_t partial_rows = __reduce_add_sync(~0u, splits > 1 ? slots * rows : 0);
-                s_.header.num_split_tiles = __popc(__ballot_sync(~0u, splits > 1));
-                s_.header.num_partial_rows = partial_rows;
-            }
-        }
-        tile.set_key(order_key(costs_, decode, largest));
-        // Its items come after those of smaller keys, and of the same key in earlier threads.
-        const int32_t items = exists ? splits : 0, place = tile.key() * 32 + lane;
-        int32_t position = 0;
-#pragma unroll 4
-        for (int other = 0; other < lists_.num_tiles; ++other) {
-            const int32_t its = __shfl_sync(~0u, place << 16 | items, other);
-            if (its >> 16 < place) position += its & 0xffff;
-        }
-        const int32_t ctas = kIsShared ? p_.num_ctas : 1;
-        ItemWriter<kIsShared>(p_, s_, lists_, ctas * kFewWarps, warp * ctas + blockIdx.x).write_only(tile, position);
-        if (warp == kFewWarps - 1) {
-            int32_t front_ctas = shares.front_ctas;
-            if (shares.time > 0) {
-                FrontChooser chooser(c_, shares);
-                chooser.add_few(exists ? tile.key() : kNumOrderKeys, items);
-                front_ctas = chooser.choose();
-            }
-            const int32_t front_items = __reduce_add_sync(~0u, decode ? 0 : items);
-            if (lane == 0) s_.header.section_heads = section_heads(c_, shape_, costs_, totals_);
-            write_header(__reduce_add_sync(~0u, items), front_items, front_ctas);
+        const Targets targets = splitter.first_targets(shares, totals_);
+        if (threadIdx.x == 0) {
+            s_.shares = shares;
+            s_.targets = targets;
         }
     }
 
-    // Most batches split no tile. So the first warp shares out the CTAs while all others count the tiles of shared memory as
-    // they are; if some are split after all, tiles are counted again.
-    __device__ void count_and_split() {
-        TileSplitter<kIsShared> splitter(p_, s_, scan_, lists_, totals_);
-        if (threadIdx.x < 32) {
-            const Shares shares = share_ctas(c_, shape_, costs_, totals_);
-            const Targets targets = splitter.first_targets(shares);
-            if (threadIdx.x == 0) {
-                s_.shares = shares;
-                s_.targets = targets;
+    // Most batches split no tile. So the writers make their first items of tiles as they are, while the first warp shares out
+    // the CTAs; if some are split after all, items are made and counted again. Writers do not wait for the sorters: items are
+    // made before it is known where they go.
+    __device__ void split_and_write_shared() {
+        const Range own = own_tiles();
+        const int32_t num_own = own.end - own.begin, warp = threadIdx.x / 32;
+        const bool writes = warp >= kSorters<kIsShared>;
+        TileSplitter<kIsShared> splitter(p_, s_, lists_, num_ctas_);
+        ItemWriter<kIsShared> writer(p_, s_, lists_, kWriters, warp % kWriters);
+        report_items();
+        __syncthreads();
+        s_.reports.template send<kTilesPart>(num_ctas_);
+        StagedAhead ahead;
+        if (writes) ahead = writer.stage_ahead(writer.first_tile(own.begin, num_own), own.begin, num_own);
+        s_.reports.template await<kTilesPart>(num_ctas_);
+        share_out(splitter);
+        place_keys();
+        __syncthreads();
+        if (s_.targets.may_split) {
+            const Targets targets = splitter.choose_targets(own);
+            const Range mine = ItemCounts::tiles_of_warp(own, kSorters<kIsShared>);
+            if (writes)
+                s_.counts.clear(threadIdx.x - kSorterThreads, kThreads - kSorterThreads);
+            else
+                splitter.cut(mine, targets);
+            __syncthreads();
+            if (writes) {
+                const PlannedTile first = writer.first_tile(own.begin, num_own);
+                named_barrier_arrive(kReadBarrier, kThreads);
+                ahead = writer.stage_ahead(first, own.begin, num_own);
+                named_barrier_sync(kSlotsBarrier, kThreads);
+                writer.update(ahead, own.begin, num_own);
+            } else {
+                tell_splits<kSplitsPart>(own);
+                named_barrier_sync(kReadBarrier, kThreads);
+                WarpSplits fitting;
+                const bool all_fit = splitter.place(mine, fitting);
+                named_barrier_arrive(kSlotsBarrier, kThreads);
+                if (!all_fit) {
+                    s_.counts.clear(threadIdx.x, kSorterThreads);
+                    named_barrier_sync(kSortersBarrier, kSorterThreads);  // all have read the reports
+                    s_.reports.template send<kNoPart>(num_ctas_);
+                    s_.reports.template await<kNoPart>(num_ctas_);
+                    splitter.report(fitting);
+                    tell_splits<kFittingSplitsPart>(own);
+                }
+                place_keys();
+                if (warp == kSorters<kIsShared> - 1) add_up_splits();
             }
-        }
-#pragma unroll 1
-        for (int first_warp = 1;; first_warp = 0) {
-            if (kIsShared) add_items(sorted_from(0), first_warp);
-            __syncthreads();
-            if (first_warp == 0 || !s_.targets.may_split) return;
-            splitter.split();
-            if (!kIsShared) return;
-            s_.counts.clear();
             __syncthreads();
         }
+        if (writes) writer.write_sorted(own.begin, num_own, ahead);
+        if (rank_ == 0 && warp == 0) write_header();
     }
 
-    // Sorts tiles, as many as counters take at a time. If that is not all, they are counted first. Tiles in shared memory
-    // are shared out among CTAs: what others sort is only counted.
-    __device__ void write_items() {
+    // Items and splits, by the sorters.
+    template <const ReportPart& kPart>
+    __device__ void tell_splits(Range own) {
+        count_items(own);
+        named_barrier_sync(kSortersBarrier, kSorterThreads);
+        report_items();
+        named_barrier_sync(kSortersBarrier, kSorterThreads);
+        s_.reports.template send<kPart>(num_ctas_);
+        s_.reports.template await<kPart>(num_ctas_);
+    }
+
+    // The items of each key in this CTA's tiles.
+    __device__ void report_items() {
+        if (threadIdx.x < kNumOrderKeys)
+            s_.reports.of_cta[rank_].items[threadIdx.x] =
+                static_cast<uint16_t>(s_.counts.template sum_up<kSorters<kIsShared>>(threadIdx.x));
+    }
+
+    // Where the first items of each key go, by some of the sorters: a thread sees to two neighbours, in 16 bits each.
+    __device__ void place_keys() {
+        static_assert(kSortedTiles + 2 * kArrivalCounters <= 0xffff);
+        const int32_t pair = static_cast<int32_t>(threadIdx.x) - 32 * kFirstKeyWarp, lane = pair % 32;
+        if (pair < 0 || pair >= kNumOrderKeys / 2) return;
+        uint32_t before = 0, all = 0;
+#pragma unroll
+        for (int rank = 0; rank < kMaxCtas; ++rank) {
+            const uint32_t items =
+                rank < num_ctas_ ? reinterpret_cast<const uint32_t*>(s_.reports.of_cta[rank].items)[pair] : 0;
+            before += rank < rank_ ? items : 0;
+            all += items;
+        }
+        const int32_t first = all & 0xffff, both = first + (all >> 16), end = warp_inclusive<Sum>(both, lane);
+        if (lane == 31) s_.keys_items[pair / 32] = end;
+        named_barrier_sync(kKeysBarrier, 32 * kKeyWarps);
+        int32_t position = end - both;
+#pragma unroll
+        for (int warp = 0; warp < kKeyWarps - 1; ++warp)
+            position += warp < pair / 32 ? s_.keys_items[warp] : 0;
+        s_.next_item[2 * pair] = position + (before & 0xffff);
+        s_.next_item[2 * pair + 1] = position + first + (before >> 16);
+        if (pair == kNumOrderKeys / 2 - 1) s_.num_items = position + both;
+    }
+
+    // Of all warps, by one.
+    __device__ void add_up_splits() {
+        uint32_t tiles = 0, rows = 0;
+        for (int i = threadIdx.x % 32; i < num_ctas_ * kSorters<kIsShared>; i += 32) {
+            const WarpSplits& its = s_.reports.of_cta[i / kSorters<kIsShared>].splits[i % kSorters<kIsShared>];
+            tiles += its.split_tiles;
+            rows += its.partial_rows;
+        }
+        s_.header.num_split_tiles = static_cast<int32_t>(__reduce_add_sync(~0u, tiles));
+        s_.header.num_partial_rows = static_cast<int32_t>(__reduce_add_sync(~0u, rows));
+    }
+
+    // Sorts tiles, as many as counters take at a time. If that is not all, they are counted first.
+    __device__ void split_and_write_large() {
+        TileSplitter<kIsShared> splitter(p_, s_, lists_, num_ctas_);
+        share_out(splitter);
+        __syncthreads();
+        if (s_.targets.may_split) {
+            const Range own = own_tiles();
+            const Range mine = ItemCounts::tiles_of_warp(own, kSorters<kIsShared>);
+            splitter.cut(mine, splitter.choose_targets(own));
+            __syncthreads();
+            WarpSplits fitting;
+            const bool all_fit = splitter.place(mine, fitting);
+            __syncthreads();
+            if (!all_fit) splitter.report(fitting);
+        }
+        const bool at_once = lists_.num_tiles <= kSortedTiles;
         int32_t items = 0;  // of this thread's key
-        const bool at_once = kIsShared || lists_.num_tiles <= kSortedTiles;
 #pragma unroll 1
         for (int32_t first = 0; !at_once && first < lists_.num_tiles; first += kSortedTiles)
-            items += count_items(sorted_from(first));
-        int32_t position = 0, front_ctas = 0;
-        const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        ItemWriter<kIsShared> writer(p_, s_, lists_, kTeam, warp % kTeam);
+            items += recount(sorted_from(first));
+        int32_t position = 0;
+        ItemWriter<kIsShared> writer(p_, s_, lists_, kWarps, threadIdx.x / 32);
 #pragma unroll 1
         for (int32_t first = 0; first < lists_.num_tiles; first += kSortedTiles) {
             const Range sorted = sorted_from(first);
-            const int32_t here = count_items(sorted), num_tiles = sorted.end - sorted.begin;
-            const StagedAhead ahead =
-                warp >= kFirstOfTeam ? writer.stage_ahead(sorted.begin, num_tiles) : StagedAhead{};
-            if (threadIdx.x < kNumOrderKeys) {
-                if (first == 0) {
-                    const int32_t before = kIsShared ? s_.counts.elsewhere[0][threadIdx.x] : 0,
-                                  after = kIsShared ? s_.counts.elsewhere[1][threadIdx.x] : 0,
-                                  of_key = at_once ? before + here + after : items;
-                    const int32_t inclusive = warp_inclusive<Sum>(of_key, lane);
-                    position = inclusive - of_key + before;
-                    if (lane == 31) s_.keys_items[warp] = inclusive;
-                }
-                s_.next_item[threadIdx.x] = position;
-                position += here;
+            const int32_t here = recount(sorted), num_tiles = sorted.end - sorted.begin;
+            if (first == 0) {
+                const int32_t of_key[1] = {at_once ? here : items};
+                const auto sum = scan_.template exclusive<Sum>(of_key);
+                position = sum.before[0];
+                if (threadIdx.x == 0) s_.num_items = sum.total[0];
             }
-            const bool makes_header = first == 0 && blockIdx.x == 0;
-            if (makes_header && threadIdx.x == 32) s_.header.section_heads = section_heads(c_, shape_, costs_, totals_);
+            if (threadIdx.x < kNumOrderKeys) s_.next_item[threadIdx.x] = position;
+            position += here;
             __syncthreads();
-            if (makes_header && warp == 0) {
-                front_ctas = s_.shares.front_ctas;
-                if (s_.shares.time > 0) {
-                    FrontChooser chooser(c_, s_.shares);
-                    chooser.add_sorted(s_);
-                    front_ctas = chooser.choose();
-                }
+            if (first == 0 && threadIdx.x < 32) {
+                add_up_splits();
+                write_header();
             }
-            if (warp >= kFirstOfTeam) writer.write_sorted(sorted.begin, num_tiles, ahead);
-            if (!kIsShared) __syncthreads();
-        }
-        if (warp == 0) {
-            const int32_t num_front_items = keys_items_before(s_, kNumOrderKeys / 2);
-            write_header(keys_items_before(s_, kNumOrderKeys), num_front_items, front_ctas);
+            writer.write_sorted(first, num_tiles,
+                                writer.stage_ahead(writer.first_tile(first, num_tiles), first, num_tiles));
+            __syncthreads();
         }
     }
 
     __device__ Range sorted_from(int32_t first) const {
-        const int32_t all = lists_.num_tiles;
-        if (!kIsShared) return {first, min_of(first + kSortedTiles, all)};
-        const int32_t each = (all + p_.num_ctas - 1) >> log2_floor(p_.num_ctas), begin = blockIdx.x * each;
-        return {min_of(begin, all), min_of(begin + each, all)};
+        return {first, min_of(first + kSortedTiles, lists_.num_tiles)};
     }
 
-    // Counts the items of these tiles and, if there are others, of those that other CTAs sort. Warps before the first take no
-    // part.
-    __device__ void add_items(Range sorted, int first_warp) {
-        const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        if (warp >= first_warp && warp < kFirstOfTeam) {
+    // Counts the items of these tiles.
+    __device__ void count_items(Range sorted) {
+        const Range mine = ItemCounts::tiles_of_warp(sorted, kSorters<kIsShared>);
+        const int32_t lane = threadIdx.x % 32;
 #pragma unroll 1
-            for (int32_t t = threadIdx.x - 32 * first_warp; t < lists_.num_tiles;
-                 t += 32 * (kFirstOfTeam - first_warp)) {
-                const PlannedTile tile = lists_.tiles[t];
-                const bool after = t >= sorted.end;
-                if (t < sorted.begin || after) s_.counts.add_elsewhere(after, tile.key(), tile.num_splits());
-            }
-        }
-        if (warp >= kFirstOfTeam) {
-            const int32_t num_tiles = sorted.end - sorted.begin, rounds = ItemCounts::num_rounds(num_tiles),
-                          column = warp - kFirstOfTeam, begin = column * rounds * 32,
-                          end = min_of(begin + rounds * 32, num_tiles);
-#pragma unroll 1
-            for (int32_t i = begin + lane; i - lane < end; i += 32) {
-                const PlannedTile tile = i < end ? lists_.tiles[sorted.begin + i] : PlannedTile{};
-                s_.counts.add(column, i, tile.key(), i < end ? tile.num_splits() : 0);
-            }
+        for (int32_t t = mine.begin + lane; t - lane < mine.end; t += 32) {
+            const PlannedTile tile = t < mine.end ? lists_.tiles[t] : PlannedTile{};
+            s_.counts.add(t - sorted.begin, tile.key(), t < mine.end ? tile.num_splits() : 0);
         }
     }
 
-    // The items of this thread's key in the tiles that are sorted; in shared memory, these have been counted.
-    __device__ int32_t count_items(Range sorted) {
-        if (!kIsShared) {
-            __syncthreads();
-            s_.counts.clear();
-            __syncthreads();
-            add_items(sorted, 0);
-            __syncthreads();
-        }
-        return threadIdx.x < kNumOrderKeys ? s_.counts.sum_up(threadIdx.x) : 0;
+    // And returns those of this thread's key.
+    __device__ int32_t recount(Range sorted) {
+        __syncthreads();
+        s_.counts.clear(threadIdx.x, kThreads);
+        __syncthreads();
+        count_items(sorted);
+        __syncthreads();
+        return threadIdx.x < kNumOrderKeys ? s_.counts.template sum_up<kSorters<kIsShared>>(threadIdx.x) : 0;
     }
 
-    // By one warp.
-    __device__ void write_header(int32_t num_items, int32_t num_front_items, int32_t num_front_ctas) {
-        if (blockIdx.x > 0) return;
-        const int lane = threadIdx.x % 32;
-        PlanHeader& header = s_.header;
-        if (lane == 0) {
-            header.magic = kPlanMagic;
-            header.num_items = num_items;
-            header.num_front_items = num_front_items;
-            header.num_front_ctas = final_front_ctas(c_, num_front_ctas, num_front_items, num_items);
+    // Of sorted items, by one warp.
+    __device__ void write_header() {
+        const Shares& shares = s_.shares;
+        int32_t front_ctas = shares.front_ctas;
+        if (shares.time > 0) {
+            FrontChooser chooser(c_, shares);
+            chooser.add_sorted(s_.next_item);
+            front_ctas = chooser.choose();
         }
-        __syncwarp();
-        constexpr int kParts = sizeof(PlanHeader) / sizeof(uint4);
-        if (lane < kParts) reinterpret_cast<uint4*>(p_.plan)[lane] = reinterpret_cast<const uint4*>(&header)[lane];
+        planner::write_header(p_, s_, s_.num_items, s_.next_item[kNumOrderKeys / 2], front_ctas);
     }
 
+    const int rank_;  // of this CTA
     const PlanConfig& c_;
     const CostModel& costs_;
     const TileShape& shape_;
     const PlannerParams& p_;
     SharedMemory& s_;
+    const int num_ctas_;
     BlockScan<kWarps> scan_;
     Lists<kIsShared> lists_;
-    // Warps that sort and write: not those that have the keys, if others suffice.
-    static constexpr int kTeam = kIsShared ? kWriters : kWarps, kFirstOfTeam = kWarps - kTeam;
-    static_assert(!kIsShared || 32 * kFirstOfTeam >= kNumOrderKeys);
+    static constexpr int kSorterThreads = 32 * kSorters<kIsShared>;
+    static_assert(kNumOrderKeys <= kSorterThreads);
+    static constexpr int kFirstKeyWarp = 2;  // after those that share out
+    static constexpr int kKeyWarps = kNumOrderKeys / 64;
+    static_assert(kFirstKeyWarp + kKeyWarps < kSorters<kIsShared>);
     // The same in every thread:
     Totals totals_{};
 };
 
 // What needs no lengths: before the kernel before has ended.
 __device__ inline void prepare(const PlannerParams& p, SharedMemory& s) {
-    s.counts.clear();
-    static_assert(sizeof(PlanHeader) / 4 <= kThreads && sizeof(Sums) / 4 <= kThreads);
+    s.counts.clear(threadIdx.x, kThreads);
+    static_assert(sizeof(PlanHeader) / 4 <= kThreads);
     constexpr int kConfigBegin = offsetof(PlanHeader, config) / 4, kConfigEnd = kConfigBegin + kPlanConfigWords;
     const int word = threadIdx.x;
     if (word < int(sizeof(PlanHeader) / 4))
         reinterpret_cast<int32_t*>(&s.header)[word] =
             kConfigBegin <= word && word < kConfigEnd ? reinterpret_cast<const int32_t*>(&p.config)[word - kConfigBegin]
                                                       : 0;
-    if (word < int(sizeof(Sums) / 4)) reinterpret_cast<int32_t*>(&s.sums)[word] = 0;
+    s.reports.open(p.num_ctas);
+    if (p.config.max_seqs <= kSharedSeqs) cluster_arrive();
 }
 
 __device__ inline void run(const PlannerParams& p, SharedMemory& s) {

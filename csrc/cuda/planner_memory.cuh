@@ -1,7 +1,7 @@
 // What the device planner keeps, in shared memory or in the plan's scratch.
 #pragma once
 
-#include "cuda/planner_order.cuh"
+#include "cuda/planner_reports.cuh"
 
 namespace varattn::planner {
 
@@ -41,22 +41,14 @@ struct PlannerParams {
     int32_t num_ctas;
 };
 
-// CTAs of the launch, a power of two: so many that each warp has few items to write.
-inline int32_t num_ctas(const PlanConfig& c) {
-    if (c.max_seqs > kSharedSeqs) return 1;
-    return max_tiles(c) <= 1024 ? 4 : max_tiles(c) <= 2048 ? 8 : 16;
+// CTAs of the launch, which are one cluster, if there are clusters: a power of two, so many that each warp has few items to
+// write.
+inline int32_t num_ctas(const PlanConfig& c, bool has_clusters) {
+    if (c.max_seqs > kSharedSeqs || !has_clusters) return 1;
+    return max_tiles(c) <= 512 ? 4 : kMaxCtas;
 }
 
 constexpr int kItemParts = sizeof(WorkItem) / sizeof(uint4);
-constexpr int kWriters = 8;    // warps of a CTA that write items
-constexpr int kFewTiles = 32;  // which a warp can hold, a tile a thread
-
-// Added up by all warps.
-struct Sums {
-    uint32_t blocks[2], decodes, most_blocks[2];  // of all tiles: see Totals
-    int32_t wave_pieces[2][kNumWaveTargets];      // pieces that each target would make
-    uint32_t large_tiles;                         // tiles that cost more than their target
-};
 
 // The most cost of a piece, at each end.
 struct Targets {
@@ -75,26 +67,16 @@ struct SharedMemory {
         uint4 large_staging[kWarps][32][kItemParts];  // if tiles are elsewhere, every warp writes items
     };
     ItemCounts counts;
-    uint4 staging[kWriters][32][kItemParts];  // a warp's items on their way to the plan
-    // Position of the key's next item, after all items of other warps' keys; items of each warp's keys.
-    int32_t next_item[kNumOrderKeys], keys_items[kNumOrderKeys / 32];
+    uint4 staging[kWriters][32][kItemParts];            // a warp's items on their way to the plan
+    int32_t next_item[kNumOrderKeys];                   // of each key that this CTA sorts: where it goes
+    int32_t num_items, keys_items[kNumOrderKeys / 64];  // all; those of so many keys
     BlockScan<kWarps>::Buffer scan;
-    Sums sums;
+    Reports reports;
     Shares shares;
     Targets targets;
-    int32_t large_tiles[kFewTiles];
     alignas(16) PlanHeader header;  // written 16 bytes at a time
 };
 static_assert(sizeof(SharedMemory) <= 98 * 1024, "compute capability 8.6 has 99 KiB for a CTA");
-
-// Of the keys of earlier warps.
-__device__ inline int32_t keys_items_before(const SharedMemory& s, int32_t key) {
-    int32_t items = 0;
-#pragma unroll
-    for (int warp = 0; warp < kNumOrderKeys / 32; ++warp)
-        items += warp < key / 32 ? s.keys_items[warp] : 0;
-    return items;
-}
 
 template <bool kIsShared>  // whether in shared memory
 struct Lists {

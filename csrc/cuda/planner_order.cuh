@@ -10,34 +10,44 @@ static_assert(kSortedTiles + 2 * kArrivalCounters <= 0xffff, "items of as many t
 
 // A warp's tiles are neighbours.
 struct ItemCounts {
-    alignas(16) int32_t elsewhere[2][kNumOrderKeys];  // items of tiles before those that are sorted here, and after
     // Of a key: items in each warp's tiles, then in those of earlier warps. Columns are padded against bank conflicts.
     alignas(16) uint16_t of_warp[kNumOrderKeys][kWarps + 8];
     uint16_t earlier[kSortedTiles];  // items of a tile's key in earlier tiles of its warp
 
-    // Of 32 tiles, for each warp.
-    __device__ static int32_t num_rounds(int32_t num_tiles) { return ceil_div(num_tiles, kThreads); }
+    // Of 32 tiles, for each of so many warps: a power of two.
+    __device__ static int32_t rounds_log2(int32_t num_tiles, int num_warps) {
+        return num_tiles <= 32 * num_warps ? 0 : log2_floor((num_tiles - 1) / (32 * num_warps)) + 1;
+    }
+    // This warp's among these tiles.
+    __device__ static Range tiles_of_warp(Range tiles, int num_warps) {
+        const int32_t each = 32 << rounds_log2(tiles.end - tiles.begin, num_warps),
+                      begin = min_of<int32_t>(tiles.begin + threadIdx.x / 32 * each, tiles.end);
+        return {begin, min_of(begin + each, tiles.end)};
+    }
 
-    // All threads.
-    __device__ void clear() {
-        auto* words = reinterpret_cast<uint4*>(elsewhere);
-        for (int i = threadIdx.x; i < int((sizeof elsewhere + sizeof of_warp) / sizeof(uint4)); i += kThreads)
+    // By so many threads, of which this is number `thread`.
+    __device__ void clear(int thread, int num_threads) {
+        auto* words = reinterpret_cast<uint4*>(of_warp);
+        for (int i = thread; i < int(sizeof of_warp / sizeof(uint4)); i += num_threads)
             words[i] = uint4{};
     }
 
     // A warp counts its next 32 tiles; `tile` is this thread's, `num_items` 0 if there is none.
-    __device__ void add(int32_t warp, int32_t tile, int32_t key, int32_t num_items) {
-        const int lane = threadIdx.x % 32;
+    __device__ void add(int32_t tile, int32_t key, int32_t num_items) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const uint32_t same_key = __match_any_sync(~0u, num_items > 0 ? key : -1),  // lanes
             lower = same_key & ((1u << lane) - 1);
         const int32_t more = max_of(num_items - 1, 0);
         const uint32_t most = __reduce_max_sync(~0u, static_cast<uint32_t>(more));
         int32_t before = __popc(lower), all = __popc(same_key);
-        for (int bit = 0; most >> bit != 0; ++bit) {
-            const uint32_t has_bit = __ballot_sync(~0u, more >> bit & 1);
-            before += __popc(has_bit & lower) << bit;
-            all += __popc(has_bit & same_key) << bit;
-        }
+        constexpr int kBits = 4;  // at a time
+        for (int bits = 0; most >> bits != 0; bits += kBits)
+#pragma unroll
+            for (int bit = bits; bit < bits + kBits; ++bit) {
+                const uint32_t has_bit = __ballot_sync(~0u, more >> bit & 1);
+                before += __popc(has_bit & lower) << bit;
+                all += __popc(has_bit & same_key) << bit;
+            }
         const int32_t of_earlier_calls = num_items > 0 ? of_warp[key][warp] : 0;
         __syncwarp();
         if (num_items > 0) {
@@ -47,17 +57,10 @@ struct ItemCounts {
         __syncwarp();
     }
 
-    // A tile that is sorted by another CTA.
-    __device__ void add_elsewhere(bool after, int32_t key, int32_t num_items) {
-        if (num_items == 1)
-            atomicAdd(&elsewhere[after][key], 1);  // fast even where all threads have the same key
-        else
-            atomicAdd(&elsewhere[after][key], num_items);
-    }
-
     // Turns the key's counts into those of earlier warps, and returns their sum.
+    template <int kNumWarps>
     __device__ int32_t sum_up(int key) {
-        constexpr int kParts = kWarps / 8;
+        constexpr int kParts = kNumWarps / 8;
         auto* column = reinterpret_cast<uint4*>(of_warp[key]);
         uint4 parts[kParts];
 #pragma unroll

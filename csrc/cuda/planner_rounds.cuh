@@ -14,18 +14,15 @@ public:
           ctas_(front_choice(c, shares, threadIdx.x % 32)),
           rounds_(max_of(ctas_, 1), shares.time) {}
 
-    // All tiles, from their sorted items.
-    __device__ void add_sorted(const SharedMemory& s) {
-        const int lane = threadIdx.x % 32;
+    // All tiles, by where the items of each key begin.
+    __device__ void add_sorted(const int32_t (&begin)[kNumOrderKeys]) {
 #pragma unroll 1
-        for (int warp = 0; warp < kNumOrderKeys / 64; ++warp) {
-            const int32_t begin = s.next_item[warp * 32 + lane];  // among the items of these 32 keys
-            const int32_t next = __shfl_sync(~0u, begin, (lane + 1) % 32);
-            const int32_t items = (lane == 31 ? s.keys_items[warp] : next) - begin;
+        for (int32_t first = 0; first < kNumOrderKeys / 2; first += 32) {
+            const int32_t its = first + threadIdx.x % 32, items = begin[its + 1] - begin[its];
 #pragma unroll 1
             for (uint32_t some = __ballot_sync(~0u, items > 0); some != 0; some &= some - 1) {
-                const int32_t key = __ffs(some) - 1;
-                if (!add(warp * 32 + key, __shfl_sync(~0u, items, key))) return;
+                const int32_t lane = __ffs(some) - 1;
+                if (!add(first + lane, __shfl_sync(~0u, items, lane))) return;
             }
         }
     }

@@ -57,17 +57,20 @@ PlanConfig random_config(Random& random, const Batch& b) {
 
 void run_device_planner(const PlanConfig& c, const CostModel& costs, const SequenceLengths& lengths, void* plan,
                         uint64_t seed) {
+    const bool has_clusters = seed % 4 > 0;
     const planner::PlannerParams params{
-        c, costs, tile_shape(c), lengths, plan_layout(c), static_cast<char*>(plan), planner::num_ctas(c)};
-    for (int32_t block = 0; block < params.num_ctas; ++block) {
-        auto shared = std::make_unique<planner::SharedMemory>();
-        std::memset(static_cast<void*>(shared.get()), 0x5a, sizeof *shared);
-        auto thread = [&] {
-            planner::prepare(params, *shared);
-            planner::run(params, *shared);
-        };
-        simt::Block(planner::kThreads, block, seed + block, thread).run();
+        c, costs, tile_shape(c), lengths, plan_layout(c), static_cast<char*>(plan), planner::num_ctas(c, has_clusters)};
+    std::vector<planner::SharedMemory> shared(params.num_ctas);
+    std::vector<char*> addresses;
+    for (planner::SharedMemory& of_block : shared) {
+        std::memset(static_cast<void*>(&of_block), 0x5a, sizeof of_block);
+        addresses.push_back(reinterpret_cast<char*>(&of_block));
     }
+    auto thread = [&] {
+        planner::prepare(params, shared[blockIdx.x]);
+        planner::run(params, shared[blockIdx.x]);
+    };
+    simt::Cluster(planner::kThreads, addresses, seed, thread).run();
 }
 
 void expect_equal_plans(Random& random, uint64_t seed, Batch b) {

@@ -1,5 +1,6 @@
-// Runs device code on a CPU: the threads of a block are fibers, switched at warp and block collectives. Between these,
-// warps take turns in random order, so that a missing barrier shows. Collectives take full warps and blocks only.
+// Runs device code on a CPU: the threads of a cluster are fibers, switched at collectives of warps, blocks and the cluster.
+// Between these, warps take turns in random order, so that a missing barrier shows. Collectives take full warps and blocks
+// only.
 #pragma once
 
 #include <ucontext.h>
@@ -8,6 +9,9 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
+#include <map>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <stdexcept>
@@ -40,24 +44,33 @@ enum class Collective {
     kSyncWarp,
     kSync,
     kSyncAnd,
-    kSyncOr
+    kSyncOr,
+    kNamedBarrier,
+    kInbox,
+    kCluster
 };
 
-class Block {
+class Cluster {
 public:
-    Block(int num_threads, unsigned block, uint64_t seed, std::function<void()> body)
-        : body_(std::move(body)), random_(seed), block_(block), fibers_(num_threads) {}
+    // `shared` is the shared memory of each block.
+    Cluster(int num_threads, std::vector<char*> shared, uint64_t seed, std::function<void()> body)
+        : body_(std::move(body)),
+          random_(seed),
+          shared_(std::move(shared)),
+          num_threads_(num_threads),
+          fibers_(shared_.size() * num_threads) {}
 
     // Throws if threads wait for each other for ever, or at different collectives.
     void run() {
-        current_block = this;
+        current_cluster = this;
+        constexpr size_t kStackBytes = 64 << 10;
         for (Fiber& f : fibers_) {
-            f.stack.resize(64 << 10);
+            f.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
             getcontext(&f.context);
-            f.context.uc_stack.ss_sp = f.stack.data();
-            f.context.uc_stack.ss_size = f.stack.size();
+            f.context.uc_stack.ss_sp = f.stack.get();
+            f.context.uc_stack.ss_size = kStackBytes;
             f.context.uc_link = &scheduler_;
-            makecontext(&f.context, [] { current_block->enter(); }, 0);
+            makecontext(&f.context, [] { current_cluster->enter(); }, 0);
         }
         std::vector<int> warps(fibers_.size() / 32);
         std::iota(warps.begin(), warps.end(), 0);
@@ -67,9 +80,12 @@ public:
             for (const int warp : warps)
                 for (int turns = 1 + random_() % 40; turns > 0 && run_warp(warp); --turns)
                     progress = true;
-            if (!finish_block() && !progress) throw std::runtime_error("threads wait for each other for ever");
+            for (size_t block = 0; block < shared_.size(); ++block)
+                progress |= finish_block(&fibers_[block * num_threads_]);
+            progress |= finish_named() | finish_cluster() | finish_inboxes();
+            if (!progress) throw std::runtime_error("threads wait for each other for ever");
         }
-        current_block = nullptr;
+        current_cluster = nullptr;
     }
 
     // Called by a fiber: waits for the others, returns the collective's result.
@@ -82,18 +98,33 @@ public:
         return f.result;
     }
 
-    static inline Block* current_block = nullptr;
-    unsigned thread() const { return current_; }
-    unsigned block() const { return block_; }
+    // Called by a fiber, too: it goes on.
+    void arrive() { ++fibers_[current_].arrivals; }
+    // At the block's named barrier, for which so many threads arrive.
+    void arrive_at(int barrier, int num_threads) {
+        NamedBarrier& it = named_[{static_cast<int>(block()), barrier}];
+        it.expected = num_threads;
+        ++it.arrived;
+    }
+
+    static inline Cluster* current_cluster = nullptr;
+    unsigned thread() const { return current_ % num_threads_; }
+    unsigned block() const { return current_ / num_threads_; }
+    char* shared(int block) const { return shared_[block]; }
 
 private:
     struct Fiber {
         ucontext_t context;
-        std::vector<char> stack;
+        std::unique_ptr<char[]> stack;
         bool done = false;
         Collective waits_for = Collective::kNone;
         uint64_t value = 0, result = 0;
         int argument = 0;
+        int arrivals = 0;  // at barriers of the cluster
+    };
+
+    struct NamedBarrier {
+        int arrived = 0, expected = 1;
     };
 
     void enter() {
@@ -101,7 +132,7 @@ private:
         fibers_[current_].done = true;
     }
 
-    static bool is_of_block(Collective c) { return c >= Collective::kSync; }
+    static bool is_of_warp(Collective c) { return Collective::kNone < c && c < Collective::kSync; }
 
     // Runs its threads that can run, then the collective that all of them wait for. False if there was nothing to do.
     bool run_warp(int warp) {
@@ -115,9 +146,7 @@ private:
             swapcontext(&scheduler_, &lanes[lane].context);
             progress = true;
         }
-        auto waits_here = [](const Fiber& f) {
-            return !f.done && f.waits_for != Collective::kNone && !is_of_block(f.waits_for);
-        };
+        auto waits_here = [](const Fiber& f) { return !f.done && is_of_warp(f.waits_for); };
         if (!std::all_of(lanes, lanes + 32, waits_here)) return progress;
         finish_warp(lanes);
         return true;
@@ -144,46 +173,89 @@ private:
             lanes[i].waits_for = Collective::kNone;
     }
 
-    bool finish_block() {
-        const auto first = std::find_if(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return !f.done; });
-        if (first == fibers_.end()) return false;
+    bool finish_block(Fiber* fibers) {
+        Fiber* const end = fibers + num_threads_;
+        const Fiber* const first = std::find_if(fibers, end, [](const Fiber& f) { return !f.done; });
+        if (first == end) return false;
         const Collective collective = first->waits_for;
         uint64_t all = 1, any = 0;
-        for (const Fiber& f : fibers_) {
-            if (f.done) continue;
-            if (!is_of_block(f.waits_for)) return false;
-            if (f.waits_for != collective) throw std::runtime_error("a block's threads wait at different barriers");
-            all &= f.value;
-            any |= f.value;
+        for (const Fiber* f = fibers; f < end; ++f) {
+            if (f->done) continue;
+            if (f->waits_for < Collective::kSync || f->waits_for > Collective::kSyncOr) return false;
+            if (f->waits_for != collective) throw std::runtime_error("a block's threads wait at different barriers");
+            all &= f->value;
+            any |= f->value;
         }
-        for (Fiber& f : fibers_) {
-            f.result = collective == Collective::kSyncAnd ? all : any;
-            f.waits_for = Collective::kNone;
+        for (Fiber* f = fibers; f < end; ++f) {
+            f->result = collective == Collective::kSyncAnd ? all : any;
+            f->waits_for = Collective::kNone;
         }
         return true;
     }
 
+    // Those that wait at a block's named barriers go on if enough have arrived.
+    bool finish_named() {
+        bool progress = false;
+        for (auto& [barrier, count] : named_) {
+            if (count.arrived < count.expected) continue;
+            if (count.arrived > count.expected) throw std::runtime_error("too many threads at a named barrier");
+            count.arrived = 0;
+            progress = true;
+            for (Fiber& f : fibers_) {
+                const int block = static_cast<int>(&f - fibers_.data()) / num_threads_;
+                if (f.waits_for == Collective::kNamedBarrier && barrier == std::pair(block, f.argument))
+                    f.waits_for = Collective::kNone;
+            }
+        }
+        return progress;
+    }
+
+    bool finish_inboxes() {
+        bool progress = false;
+        for (Fiber& f : fibers_) {
+            if (f.done || f.waits_for != Collective::kInbox || *reinterpret_cast<const int64_t*>(f.value) > 0) continue;
+            f.waits_for = Collective::kNone;
+            progress = true;
+        }
+        return progress;
+    }
+
+    // Those that wait for the cluster go on if all others have arrived as often.
+    bool finish_cluster() {
+        int least = std::numeric_limits<int>::max();
+        for (const Fiber& f : fibers_)
+            if (!f.done) least = std::min(least, f.arrivals);
+        bool progress = false;
+        for (Fiber& f : fibers_) {
+            if (f.done || f.waits_for != Collective::kCluster || f.arrivals > least) continue;
+            f.waits_for = Collective::kNone;
+            progress = true;
+        }
+        return progress;
+    }
+
     std::function<void()> body_;
     std::mt19937_64 random_;
-    unsigned block_;
-    int current_ = 0;
+    std::vector<char*> shared_;
+    int num_threads_, current_ = 0;
     ucontext_t scheduler_;
     std::vector<Fiber> fibers_;
+    std::map<std::pair<int, int>, NamedBarrier> named_;  // by block and number
 };
 
-inline Index thread_index() { return {Block::current_block->thread()}; }
-inline Index block_index() { return {Block::current_block->block()}; }
+inline Index thread_index() { return {Cluster::current_cluster->thread()}; }
+inline Index block_index() { return {Cluster::current_cluster->block()}; }
 
 template <class T>
 T collective(Collective c, T value, int argument = 0) {
     uint64_t in = 0;
     std::memcpy(&in, &value, sizeof value);
-    const uint64_t out = Block::current_block->wait(c, in, argument);
+    const uint64_t out = Cluster::current_cluster->wait(c, in, argument);
     std::memcpy(&value, &out, sizeof value);
     return value;
 }
 
-inline uint64_t together(Collective c, uint64_t value) { return Block::current_block->wait(c, value, 0); }
+inline uint64_t together(Collective c, uint64_t value) { return Cluster::current_cluster->wait(c, value, 0); }
 
 }  // namespace varattn::simt
 
@@ -234,3 +306,37 @@ inline uint32_t atomicMax(uint32_t* p, uint32_t value) {
     *p = std::max(old, value);
     return old;
 }
+
+namespace varattn::device {  // as in device/cluster.cuh
+
+inline void cluster_arrive() { simt::Cluster::current_cluster->arrive(); }
+inline void cluster_wait() { simt::together(simt::Collective::kCluster, 0); }
+inline void named_barrier_arrive(int barrier, int num_threads) {
+    simt::Cluster::current_cluster->arrive_at(barrier, num_threads);
+}
+inline void named_barrier_sync(int barrier, int num_threads) {
+    named_barrier_arrive(barrier, num_threads);
+    simt::collective(simt::Collective::kNamedBarrier, uint64_t{}, barrier);
+}
+
+class Inbox {
+public:
+    void open(uint32_t bytes) { bytes_ = bytes; }
+    template <class T>
+    void send(T* to, T value, int rank) {
+        *there(to, rank) = value;
+        there(this, rank)->bytes_ -= sizeof value;
+    }
+    void wait() { simt::together(simt::Collective::kInbox, reinterpret_cast<uint64_t>(&bytes_)); }
+
+private:
+    template <class T>
+    static T* there(T* p, int rank) {
+        const auto& cluster = *simt::Cluster::current_cluster;
+        return reinterpret_cast<T*>(cluster.shared(rank) +
+                                    (reinterpret_cast<char*>(p) - cluster.shared(cluster.block())));
+    }
+    int64_t bytes_;
+};
+
+}  // namespace varattn::device
