@@ -49,14 +49,13 @@ struct Reports {
 
     // All threads, once.
     __device__ void open(int num_ctas) {
+        const int word = threadIdx.x;
+        if (word < int(sizeof(CtaReport) / 4)) reinterpret_cast<int32_t*>(&of_cta[blockIdx.x])[word] = 0;
         open_part<kTilesPart>(num_ctas);
         open_part<kSplitsPart>(num_ctas);
         open_part<kFittingSplitsPart>(num_ctas);
         open_part<kWavesPart>(num_ctas);
         open_part<kNoPart>(num_ctas);
-        auto* own = reinterpret_cast<uint4*>(&of_cta[blockIdx.x]);
-        static_assert(sizeof(CtaReport) / sizeof(uint4) <= kThreads);
-        if (threadIdx.x < sizeof(CtaReport) / sizeof(uint4)) own[threadIdx.x] = uint4{};
     }
 
     // Tells the other CTAs this part of the report, which all threads see, a warp each. It must not overwrite what they may
