@@ -67,9 +67,10 @@ struct SharedMemory {
         uint4 large_staging[kWarps][32][kItemParts];  // if tiles are elsewhere, every warp writes items
     };
     ItemCounts counts;
-    uint4 staging[kWriters][32][kItemParts];            // a warp's items on their way to the plan
-    int32_t next_item[kNumOrderKeys];                   // of each key that this CTA sorts: where it goes
-    int32_t num_items, keys_items[kNumOrderKeys / 64];  // all; those of so many keys
+    uint4 staging[kWriters][32][kItemParts];  // a warp's items on their way to the plan
+    int32_t next_item[kNumOrderKeys];         // where this CTA's next item of a key goes
+    int32_t num_items;
+    int32_t keys_items[kNumOrderKeys / 64];  // of 64 keys each
     BlockScan<kWarps>::Buffer scan;
     Reports reports;
     Shares shares;

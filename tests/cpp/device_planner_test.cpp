@@ -1,6 +1,7 @@
 // The device planner's code, its threads run on the CPU, against the host planner: equal byte for byte.
 #include <algorithm>
 #include <memory>
+#include <numeric>
 
 #include "support.h"
 
@@ -73,7 +74,22 @@ void run_device_planner(const PlanConfig& c, const CostModel& costs, const Seque
     simt::Cluster(planner::kThreads, addresses, seed, thread).run();
 }
 
-void expect_equal_plans(Random& random, uint64_t seed, Batch b) {
+// Returns the host's plan.
+test::Plan expect_equal_plans(const PlanConfig& c, const SequenceLengths& lengths, uint64_t seed) {
+    test::Plan want(c, lengths), got(c, lengths);
+    std::memset(got.data(), 0x77, plan_layout(c).bytes);
+    run_device_planner(c, want.costs(), lengths, got.data(), seed);
+    EXPECT_TRUE(got.intact()) << "VARATTN_SEED=" << seed;
+    const PlanHeader &w = want.header(), &g = got.header();
+    EXPECT_EQ(std::memcmp(&g, &w, sizeof w), 0)
+        << "VARATTN_SEED=" << seed << ": " << c.max_seqs << " sequences; items " << g.num_items << ", " << w.num_items;
+    for (int32_t i = 0; i < w.num_items && !testing::Test::HasFailure(); ++i)
+        EXPECT_EQ(std::memcmp(got.items() + i, want.items() + i, sizeof(WorkItem)), 0)
+            << "VARATTN_SEED=" << seed << ": item " << i << " of " << w.num_items;
+    return want;
+}
+
+void expect_equal_random_plans(Random& random, uint64_t seed, Batch b) {
     const PlanConfig c = random_config(random, b);
     if (random.chance(0.25)) {
         spoil(random, b.cu_seqlens_q);
@@ -81,43 +97,35 @@ void expect_equal_plans(Random& random, uint64_t seed, Batch b) {
         spoil(random, b.seqused_k);
     }
     const int layout = random.integer(0, 2);
-    const SequenceLengths lengths{b.cu_seqlens_q.data(), layout == 1 ? nullptr : b.seqused_k.data(),
-                                  layout == 0 ? nullptr : b.cu_seqlens_k.data()};
-    test::Plan want(c, lengths), got(c, lengths);
-    std::memset(got.data(), 0x77, plan_layout(c).bytes);
-    run_device_planner(c, want.costs(), lengths, got.data(), seed);
-    ASSERT_TRUE(got.intact()) << "VARATTN_SEED=" << seed;
-    const PlanHeader &w = want.header(), &g = got.header();
-    ASSERT_EQ(std::memcmp(&g, &w, sizeof w), 0)
-        << "VARATTN_SEED=" << seed << ": " << c.max_seqs << " sequences; items " << g.num_items << ", " << w.num_items;
-    for (int32_t i = 0; i < w.num_items; ++i)
-        ASSERT_EQ(std::memcmp(got.items() + i, want.items() + i, sizeof(WorkItem)), 0)
-            << "VARATTN_SEED=" << seed << ": item " << i << " of " << w.num_items;
+    expect_equal_plans(c,
+                       {b.cu_seqlens_q.data(), layout == 1 ? nullptr : b.seqused_k.data(),
+                        layout == 0 ? nullptr : b.cu_seqlens_k.data()},
+                       seed);
 }
 
 TEST(DevicePlanner, RandomPlansEqualTheHostPlanners) {
     const int cases = test::num_cases(40);
-    for (int i = 0; i < cases && !testing::Test::HasFatalFailure(); ++i) {
+    for (int i = 0; i < cases && !testing::Test::HasFailure(); ++i) {
         const uint64_t seed = test::first_seed() + i;
         Random random(seed);
         const int32_t n = random.pick({0, 1, 2, 16, 33, 132, 300, random.integer(0, 1000)});
-        expect_equal_plans(random, seed, random_batch(random, n));
+        expect_equal_random_plans(random, seed, random_batch(random, n));
     }
 }
 
 TEST(DevicePlanner, BatchesOfEverySizeEqualTheHostPlanners) {
     uint64_t seed = test::first_seed();
     for (const int32_t n : {991, 992, 993, 1024, 1025, 1537, 2500, 4096})
-        for (int i = 0; i < 4 && !testing::Test::HasFatalFailure(); ++i) {
+        for (int i = 0; i < 4 && !testing::Test::HasFailure(); ++i) {
             Random random(++seed);
-            expect_equal_plans(random, seed, random_batch(random, n));
+            expect_equal_random_plans(random, seed, random_batch(random, n));
         }
 }
 
 // Few sequences, but too many tiles for shared memory.
 TEST(DevicePlanner, ManyTilesOfFewSequencesEqualTheHostPlanners) {
     uint64_t seed = test::first_seed();
-    for (int i = 0; i < 3 && !testing::Test::HasFatalFailure(); ++i) {
+    for (int i = 0; i < 3 && !testing::Test::HasFailure(); ++i) {
         Random random(++seed);
         Batch b;
         for (int32_t n = 0; n < 300; ++n) {
@@ -125,7 +133,30 @@ TEST(DevicePlanner, ManyTilesOfFewSequencesEqualTheHostPlanners) {
             b.seqused_k.push_back(random.integer(0, 10000));
             b.cu_seqlens_k.push_back(b.cu_seqlens_k.back() + b.seqused_k.back());
         }
-        expect_equal_plans(random, seed, b);
+        expect_equal_random_plans(random, seed, b);
+    }
+}
+
+// Three decodes are split, with 256 segments each, for which there is room once: in whichever CTA they are.
+TEST(DevicePlanner, TilesWithoutRoomForPartialResultsAreNotSplit) {
+    for (int i = 0; i < 8 && !testing::Test::HasFailure(); ++i) {
+        const uint64_t seed = test::first_seed() + i;
+        Random random(seed);
+        const int32_t n = random.integer(40, 1000);
+        std::vector<int32_t> cu_seqlens_q(n + 1), seqused_k(n, 1000);
+        std::iota(cu_seqlens_q.begin(), cu_seqlens_q.end(), 0);
+        for (int long_one = 0; long_one < 3; ++long_one)
+            seqused_k[random.integer(long_one * n / 3, (long_one + 1) * n / 3 - 1)] = 256 * kSegmentKeys;
+        PlanOptions o;
+        o.num_heads_q = 32;
+        o.num_heads_kv = 8;
+        o.head_dim = 128;
+        o.batch_invariant = true;
+        o.num_splits = 64;
+        o.max_seqs = o.max_total_q = n;
+        const PlanConfig c = make_plan_config({DeviceType::kCuda, 90, 132}, o);
+        test::Plan plan = expect_equal_plans(c, {cu_seqlens_q.data(), seqused_k.data(), nullptr}, seed);
+        EXPECT_EQ(plan.header().num_split_tiles, 1) << "VARATTN_SEED=" << seed;
     }
 }
 

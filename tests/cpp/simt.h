@@ -1,6 +1,6 @@
 // Runs device code on a CPU: the threads of a cluster are fibers, switched at collectives of warps, blocks and the cluster.
-// Between these, warps take turns in random order, so that a missing barrier shows. Collectives take full warps and blocks
-// only.
+// Between these, warps take turns in random order, and rest, so that a missing barrier shows. Collectives take full warps and
+// blocks only.
 #pragma once
 
 #include <ucontext.h>
@@ -72,18 +72,25 @@ public:
             f.context.uc_link = &scheduler_;
             makecontext(&f.context, [] { current_cluster->enter(); }, 0);
         }
-        std::vector<int> warps(fibers_.size() / 32);
+        std::vector<int> warps(fibers_.size() / 32), pauses(warps.size());
         std::iota(warps.begin(), warps.end(), 0);
         while (!std::all_of(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.done; })) {
-            bool progress = false;
+            pause_some(pauses);
+            bool progress = false, some_rest = false;
             std::shuffle(warps.begin(), warps.end(), random_);
-            for (const int warp : warps)
+            for (const int warp : warps) {
+                if (pauses[warp] > 0) {
+                    --pauses[warp];
+                    some_rest = true;
+                    continue;
+                }
                 for (int turns = 1 + random_() % 40; turns > 0 && run_warp(warp); --turns)
                     progress = true;
+            }
             for (size_t block = 0; block < shared_.size(); ++block)
                 progress |= finish_block(&fibers_[block * num_threads_]);
             progress |= finish_named() | finish_cluster() | finish_inboxes();
-            if (!progress) throw std::runtime_error("threads wait for each other for ever");
+            if (!progress && !some_rest) throw std::runtime_error("threads wait for each other for ever");
         }
         current_cluster = nullptr;
     }
@@ -133,6 +140,16 @@ private:
     }
 
     static bool is_of_warp(Collective c) { return Collective::kNone < c && c < Collective::kSync; }
+
+    // Now and then a warp, or all of a block, does nothing for some rounds.
+    void pause_some(std::vector<int>& pauses) {
+        if (random_() % 4) return;
+        const int warps_of_block = num_threads_ / 32, warp = random_() % pauses.size(), rounds = 1 + random_() % 20;
+        const bool all = random_() % 2;
+        const int begin = all ? warp / warps_of_block * warps_of_block : warp,
+                  end = all ? begin + warps_of_block : warp + 1;
+        std::fill(pauses.begin() + begin, pauses.begin() + end, rounds);
+    }
 
     // Runs its threads that can run, then the collective that all of them wait for. False if there was nothing to do.
     bool run_warp(int warp) {
