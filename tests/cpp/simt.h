@@ -324,7 +324,7 @@ inline uint32_t atomicMax(uint32_t* p, uint32_t value) {
     return old;
 }
 
-namespace varattn::device {  // as in device/cluster.cuh
+namespace varattn::device {  // as in device/cluster.cuh and device/barrier.cuh
 
 inline void cluster_arrive() { simt::Cluster::current_cluster->arrive(); }
 inline void cluster_wait() { simt::together(simt::Collective::kCluster, 0); }
