@@ -93,9 +93,12 @@ class Settings:
 
 
 class OurCalls:
-    """varattn with every buffer made beforehand: the plan once, then one launch a call."""
+    """varattn with every buffer made beforehand: the plan once, then one launch a call.
 
-    def __init__(self, x: StepInputs, settings: Settings):
+    padding: rows of q past the step's, whose outputs become 0 unless leave_padding.
+    """
+
+    def __init__(self, x: StepInputs, settings: Settings, padding: int = 0, leave_padding: bool = False):
         heads, sm_margin = x.step.heads, settings.sm_margin_of(x.step)
         window = (-1, -1) if x.step.window is None else (x.step.window, -1)
         arguments = dict(
@@ -110,20 +113,21 @@ class OurCalls:
             sm_margin=sm_margin,
         )
         keys = dict(seqused_k=x.seqused_k) if x.step.page_size else dict(cu_seqlens_k=x.cu_seqlens_k)
-        capacity = dict(max_seqs=len(x.step.lengths), max_total_q=x.step.total_q, device=x.device)
+        q = torch.cat([x.q, torch.zeros_like(x.q[:1]).expand(padding, -1, -1)]) if padding else x.q
+        capacity = dict(max_seqs=len(x.step.lengths), max_total_q=len(q), device=x.device)
         buffer = torch.zeros(varattn.plan_size(**capacity, **arguments), dtype=torch.uint8, device=x.device)
         workspace_bytes = varattn.workspace_size(**capacity, **arguments)
         workspace = torch.zeros(workspace_bytes, dtype=torch.uint8, device=x.device)
-        self.out = torch.full_like(x.q, torch.nan)
+        self.out = torch.full_like(q, torch.nan)
 
         def make_plan(_: int = 0) -> varattn.Plan:
-            return varattn.plan(x.cu_seqlens_q, max_total_q=x.step.total_q, out=buffer, **keys, **arguments)
+            return varattn.plan(x.cu_seqlens_q, max_total_q=len(q), out=buffer, **keys, **arguments)
 
         plan = make_plan()
 
         def attend(copy: int, trace: torch.Tensor | None = None) -> None:
             varattn.mha_varlen(
-                x.q,
+                q,
                 *x.caches[copy],
                 x.cu_seqlens_q,
                 block_table=x.block_table,
@@ -134,6 +138,7 @@ class OurCalls:
                 num_splits=settings.num_splits,
                 batch_invariant=settings.batch_invariant,
                 sm_margin=sm_margin,
+                leave_padding=leave_padding,
                 out=self.out,
                 trace=trace,
                 **keys,

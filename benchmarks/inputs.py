@@ -11,15 +11,25 @@ import torch
 
 from steps import BenchStep
 
-COLD_BYTES = 200_000_000  # several times the L2 of any GPU so far
 MAX_COPIES = 64
+# All copies of a cache take so many times the L2, as the caches of a model's layers do: then a call finds less than 1%
+# of what it reads there. Of fewer it finds more, if reads are evicted first: what is there already stays.
+COLD_L2S = 150
 ROW_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 MAX_CHECKED_SEQS = 24
 MAX_CHECKED_ROWS = 16
 
 
+def cold_copies(kv_bytes: int, device: torch.device) -> int:
+    """How many copies of a cache keep calls from finding in the L2 what earlier ones have read."""
+    if device.type != "cuda":
+        return 2
+    wanted = COLD_L2S * torch.cuda.get_device_properties(device).L2_cache_size
+    return max(1, min(MAX_COPIES, -(-wanted // kv_bytes)))
+
+
 class StepInputs:
-    """Random q and K/V caches. A cache smaller than COLD_BYTES has copies, with the same contents, to rotate among.
+    """Random q and K/V caches. A cache has copies, with the same contents, to rotate among: see cold_copies.
 
     q and caches: given ones to use instead; caches are paged and at least as large.
     """
@@ -69,8 +79,7 @@ class StepInputs:
             self.caches = caches
             return
         k, v = normal(*size), normal(*size)
-        num_copies = max(1, min(MAX_COPIES, -(-COLD_BYTES // step.kv_bytes))) if device.type == "cuda" else 2
-        self.caches = [(k, v)] + [(k.clone(), v.clone()) for _ in range(num_copies - 1)]
+        self.caches = [(k, v)] + [(k.clone(), v.clone()) for _ in range(cold_copies(step.kv_bytes, device) - 1)]
 
     def part(self, first: int, end: int) -> StepInputs:
         """Some of the sequences, in the same tensors. Of pages alone."""

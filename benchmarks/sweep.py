@@ -1,4 +1,4 @@
-"""Decodes whose cost should follow from what they read, and batch invariance: `python benchmarks/sweep.py --help`.
+"""Costs that should follow from others, or be small: `python benchmarks/sweep.py --help`.
 
 - splits: the plan's number of splits against the best bound on it, and FA3's best fixed number with --fa3, over batch
   sizes, KV heads and lengths;
@@ -6,7 +6,10 @@
 - window: a window of 128 at 128k keys against the same at 1k;
 - heads: the KV bandwidth at a group size against that at a group of 8;
 - invariant: batch-invariant calls on long sequences with a bound of 32 splits against the best that splits nothing, of
-  ours or, with --fa3, of FA3.
+  ours or, with --fa3, of FA3;
+- padding: decodes with rows of padding, as in a graph captured for more tokens, whose outputs the launch before has
+  left at 0, against the same with leave_padding=True;
+- plans: the planner on 1,024 sequences against 5 us.
 
 Outputs are checked against float64 before they are timed. `--device cpu` is a dry run of tiny steps, without times.
 """
@@ -31,10 +34,11 @@ from rich.table import Table
 from bench import OurCalls, Settings, describe, open_console
 from inputs import StepInputs
 from peers import SPLITS_BOUND, Fa3
-from steps import BenchStep, Heads, decodes, named, ragged
+from steps import TRACES, BenchStep, Heads, decodes, named, ragged, trace_steps
 from timing import captured, measure_rates, time_alternating
 
 MAX_KV_BYTES = 16e9
+PLAN_US = 5.0
 SPLIT_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -56,16 +60,20 @@ class Sweep:
     least: float  # quality, of a share of the points
     share: float = 1.0
     least_of_all: float = 0.0
+    digits: int = 2  # of a quality
 
     def verdict(self, points: list[Point]) -> str:
-        good = sum(round(p.quality, 2) >= self.least for p in points) / len(points)
+        good = sum(round(p.quality, self.digits) >= round(self.least, self.digits) for p in points) / len(points)
         worst = min(p.quality for p in points)
-        met = good >= self.share and round(worst, 2) >= self.least_of_all
+        met = good >= self.share and round(worst, self.digits) >= self.least_of_all
+        least_of_all = max(self.least_of_all, self.least if self.share == 1 else 0)
         return (
-            f"{good:.0%} of {len(points)} at {self.least:.2f} or more (target {self.share:.0%}), "
-            f"the worst {worst:.2f} (target {max(self.least_of_all, self.least if self.share == 1 else 0):.2f}): "
-            f"{'met' if met else 'MISSED'}"
+            f"{good:.0%} of {len(points)} at {self.text(self.least)} or more (target {self.share:.0%}), "
+            f"the worst {self.text(worst)} (target {self.text(least_of_all)}): {'met' if met else 'MISSED'}"
         )
+
+    def text(self, quality: float) -> str:
+        return f"{quality:.{self.digits}f}"
 
 
 class Runner:
@@ -107,6 +115,36 @@ class Runner:
 
     def time(self, step: BenchStep) -> float:
         return self.times(step)["0"]
+
+    def padded_times(self, step: BenchStep, padding: int) -> tuple[float, float]:
+        """Seconds of a call with rows of padding, and with these left alone."""
+        step = step if self.on_gpu else step.shrunk()
+        x = StepInputs(step, self.settings.device, self.settings.seed)
+        calls = {}
+        for leave_padding in (False, True):
+            ours = OurCalls(x, self.settings, padding, leave_padding)
+            ours.attend(0)
+            rows, rest = ours.out.split([step.total_q, padding])
+            problem = x.check(rows)[1]
+            if not (rest.isnan() if leave_padding else rest == 0).all():
+                problem = f"{padding} rows of padding were {'written' if leave_padding else 'not all 0'}"
+            if problem:
+                self.problems.append(f"{step.title}: {problem}")
+            calls[leave_padding] = captured(ours.attend, len(x.caches), self.settings.device)
+        timed = time_alternating(calls, self.settings.seconds)
+        return timed[False].median, timed[True].median
+
+    def plan_time(self, step: BenchStep) -> float:
+        """Seconds of a plan, which has served once."""
+        step = step if self.on_gpu else step.shrunk()
+        x = StepInputs(step, self.settings.device, self.settings.seed)
+        ours = OurCalls(x, self.settings)
+        ours.attend(0)
+        problem = x.check(ours.out)[1]
+        if problem:
+            self.problems.append(f"{step.title}: {problem}")
+        plans = {"plan": captured(ours.make_plan, 1, self.settings.device)}
+        return time_alternating(plans, self.settings.seconds)["plan"].median
 
 
 def over_splits(runner: Runner) -> Iterator[Point]:
@@ -168,12 +206,37 @@ def over_invariant(runner: Runner) -> Iterator[Point]:
             yield Point(step.name, ours * 1e6, times[best] * 1e6, reference, times[best] / ours)
 
 
+def over_padding(runner: Runner) -> Iterator[Point]:
+    short = next(s for s in trace_steps(TRACES[0], 40) if s.total_q == len(s.lengths))
+    long = BenchStep("128 x 4096", "padding", decodes([4096] * 128))
+    for step in (short, long):
+        for padding in (128, 512, 1024, 1920):
+            ours, reference = runner.padded_times(step, padding)
+            yield Point(f"{step.name}, {padding} rows", ours * 1e6, reference * 1e6, "left alone", reference / ours)
+
+
+def over_plans(runner: Runner) -> Iterator[Point]:
+    batches = {
+        "decodes of 1,024 keys": decodes([1024] * 1024),
+        "decodes of 16 to 4,096": decodes(ragged(1024, 16, 4097, 6)),
+        "1,008 decodes, 16 x 128 of 1,024": decodes([1024] * 1008) + ((128, 1024),) * 16,
+        "1,023 decodes, 1,024 of 8,192": (*decodes([1024] * 1023), (1024, 8192)),
+        "one decode of 131,072, others of 256": decodes([131072] + [256] * 1023),
+        "128 of 1,024: 4,096 tiles": ((128, 1024),) * 1024,
+    }
+    for name, lengths in batches.items():
+        ours = runner.plan_time(BenchStep(name, "plan", lengths))
+        yield Point(name, ours * 1e6, PLAN_US, "", PLAN_US * 1e-6 / ours)
+
+
 SWEEPS = (
     Sweep("splits", over_splits, least=0.90, share=0.95, least_of_all=0.75),
     Sweep("tokens", over_tokens, least=1 / 1.15),
     Sweep("window", over_windows, least=1 / 1.1),
     Sweep("heads", over_groups, least=0.85),
     Sweep("invariant", over_invariant, least=0.85),
+    Sweep("padding", over_padding, least=1 / 1.01, digits=4),
+    Sweep("plans", over_plans, least=0.95),  # about 5 us
 )
 
 
@@ -218,10 +281,12 @@ def print_points(console: Console, sweep: Sweep, points: list[Point], dry: bool)
     for name in ("step", "us", "reference us", "reference", "quality"):
         table.add_column(name, justify="left" if name in ("step", "reference") else "right")
     for p in shown:
-        table.add_row(p.name, f"{p.us:.1f}", f"{p.reference_us:.1f}", p.reference, f"{p.quality:.2f}")
+        table.add_row(p.name, f"{p.us:.1f}", f"{p.reference_us:.1f}", p.reference, sweep.text(p.quality))
     console.print(table)
     mean = math.exp(statistics.fmean(math.log(p.quality) for p in points))
-    console.print(f"{sweep.name}: mean {mean:.2f}" + ("" if dry else f"; {sweep.verdict(points)}"), highlight=False)
+    console.print(
+        f"{sweep.name}: mean {sweep.text(mean)}" + ("" if dry else f"; {sweep.verdict(points)}"), highlight=False
+    )
 
 
 def write_json(path: Path, context: dict[str, str], found: dict[str, list[Point]]) -> None:

@@ -1,7 +1,7 @@
 """Kernel times: replays of CUDA graphs that hold many calls, alternating between the competitors.
 
-A graph's calls walk through copies of the K/V cache that together exceed the L2, so every call finds it cold. Only
-launches inside one graph are timed: host time is not part of the figures.
+A graph's calls walk through copies of the K/V cache that together are many times the L2, so every call finds it cold.
+Only launches inside one graph are timed: host time is not part of the figures.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 REPLAY_SECONDS = 0.010  # of one replay, so that the start of a graph does not matter
 MAX_CALLS = 128
+MIN_COPIES = 4  # of the cache, if there are so many, that long calls rotate among: memory does not bound them
 SPIN_CYCLES = 1_000_000  # keeps the GPU busy while a replay is being submitted
 
 
@@ -53,6 +54,7 @@ class CapturedCalls:
             end.record()
         end.synchronize()
         wanted = int(REPLAY_SECONDS / max(begin.elapsed_time(end) / 3000, 1e-6))
+        num_copies = min(num_copies, max(wanted, MIN_COPIES))
         # Whole rounds through the copies, so that all are used alike.
         self.num_calls = num_calls or max(1, min(wanted, MAX_CALLS) // num_copies) * num_copies
         self._call = call  # holds the buffers that the graph reads and writes

@@ -31,7 +31,7 @@ from rich.table import Table
 import varattn
 
 from bench import Settings, describe, open_console
-from inputs import COLD_BYTES, StepInputs
+from inputs import StepInputs, cold_copies
 from peers import SPLITS_BOUND, Fa3
 from steps import LLAMA_8B, TRACES, BenchStep, Heads, TraceSetting, chosen_traces, trace_steps
 from timing import CapturedCalls, EagerCalls, SpunCalls, Timing, measure_rates, time_alternating
@@ -116,8 +116,8 @@ class Pool:
         pages = lambda s: sum(-(-k // s.page_size) for _, k in s.lengths)  # noqa: E731
         size = (max(map(pages, steps)), step.page_size, heads.kv, heads.dim)
         k, v = normal(*size), normal(*size)
-        num_copies = -(-COLD_BYTES // min(s.kv_bytes for s in steps)) if device.type == "cuda" else 1
-        self.caches = [(k, v)] + [(k.clone(), v.clone()) for _ in range(min(num_copies, 16) - 1)]
+        num_copies = min(cold_copies(min(s.kv_bytes for s in steps), device), LAYERS // 2)
+        self.caches = [(k, v)] + [(k.clone(), v.clone()) for _ in range(num_copies - 1)]
         max_total_q = max(setting.token_budget if device.type == "cuda" else 0, *(s.total_q for s in steps))
         max_seqs = max(setting.max_running if device.type == "cuda" else 0, *(len(s.lengths) for s in steps))
         self.q = normal(max_total_q, heads.q, heads.dim)

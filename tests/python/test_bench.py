@@ -256,7 +256,9 @@ def test_steps_of_whole_traces(tmp_path):
 
 
 @pytest.mark.skipif(not varattn.is_supported("cpu"), reason="the varattn library is not built")
-@pytest.mark.parametrize(("only", "count"), [("splits", 2), ("window", 3), ("invariant", 10)])
+@pytest.mark.parametrize(
+    ("only", "count"), [("splits", 2), ("window", 3), ("invariant", 10), ("padding", 8), ("plans", 6)]
+)
 def test_dry_run_of_a_sweep(only, count, tmp_path):
     options = ["--only", only, "--every", "80", "--json", tmp_path / "out.json"]
     command = [sys.executable, BENCHMARKS / "sweep.py", "--device", "cpu", *options]
