@@ -116,6 +116,7 @@ class Pool:
         pages = lambda s: sum(-(-k // s.page_size) for _, k in s.lengths)  # noqa: E731
         size = (max(map(pages, steps)), step.page_size, heads.kv, heads.dim)
         k, v = normal(*size), normal(*size)
+        # Two layers may share one, or small GPUs would have no room.
         num_copies = min(cold_copies(min(s.kv_bytes for s in steps), device), LAYERS // 2)
         self.caches = [(k, v)] + [(k.clone(), v.clone()) for _ in range(num_copies - 1)]
         max_total_q = max(setting.token_budget if device.type == "cuda" else 0, *(s.total_q for s in steps))
