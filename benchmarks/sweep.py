@@ -96,10 +96,7 @@ class Runner:
         calls = {}
         for bound in bounds:
             ours = OurCalls(x, replace(self.settings, num_splits=bound, batch_invariant=batch_invariant))
-            ours.attend(0)
-            problem = x.check(ours.out)[1]
-            if problem:
-                self.problems.append(f"{step.title}, {bound} splits: {problem}")
+            self._check(ours, x, f"{bound} splits")
             calls[str(bound)] = captured(ours.attend, len(x.caches), self.settings.device)
         if fa3_bounds and self.fa3:
             out = torch.full_like(x.q, torch.nan)
@@ -123,13 +120,11 @@ class Runner:
         calls = {}
         for leave_padding in (False, True):
             ours = OurCalls(x, self.settings, padding, leave_padding)
-            ours.attend(0)
-            rows, rest = ours.out.split([step.total_q, padding])
-            problem = x.check(rows)[1]
+            self._check(ours, x, f"{padding} rows of padding")
+            rest = ours.out[step.total_q :]
             if not (rest.isnan() if leave_padding else rest == 0).all():
-                problem = f"{padding} rows of padding were {'written' if leave_padding else 'not all 0'}"
-            if problem:
-                self.problems.append(f"{step.title}: {problem}")
+                wrong = "written" if leave_padding else "not all 0"
+                self.problems.append(f"{step.title}, {padding} rows of padding: they were {wrong}")
             calls[leave_padding] = captured(ours.attend, len(x.caches), self.settings.device)
         timed = time_alternating(calls, self.settings.seconds)
         return timed[False].median, timed[True].median
@@ -139,12 +134,15 @@ class Runner:
         step = step if self.on_gpu else step.shrunk()
         x = StepInputs(step, self.settings.device, self.settings.seed)
         ours = OurCalls(x, self.settings)
-        ours.attend(0)
-        problem = x.check(ours.out)[1]
-        if problem:
-            self.problems.append(f"{step.title}: {problem}")
+        self._check(ours, x, "a plan")
         plans = {"plan": captured(ours.make_plan, 1, self.settings.device)}
         return time_alternating(plans, self.settings.seconds)["plan"].median
+
+    def _check(self, ours: OurCalls, x: StepInputs, what: str) -> None:
+        ours.attend(0)
+        problem = x.check(ours.out[: x.step.total_q])[1]
+        if problem:
+            self.problems.append(f"{x.step.title}, {what}: {problem}")
 
 
 def over_splits(runner: Runner) -> Iterator[Point]:

@@ -345,6 +345,8 @@ def test_what_a_sweep_is_held_to():
     assert words(most_of_it, 0.95, 0.75).endswith("met")
     assert words(most_of_it, 0.95, 0.74).endswith("MISSED")
     assert words(most_of_it, 0.95, 0.8, 0.8).endswith("MISSED")
+    to_one_percent = Sweep("a sweep", iter, least=1 / 1.01, digits=4)
+    assert words(to_one_percent, 1.0, 0.9901).endswith("met") and words(to_one_percent, 1.0, 0.99).endswith("MISSED")
 
 
 def test_figures_of_a_trace():
