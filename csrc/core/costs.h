@@ -48,10 +48,9 @@ constexpr bool costs_are_sound() {  // a default for each kernel, each row once,
         const CostModel& m = row.costs;
         if (m.block <= 0 || m.block_decode <= 0 || m.item <= 0 || m.item_decode <= 0 || m.streaming_ctas <= 0)
             return false;
-        // An item's cost fits 31 bits.
         for (const bool decode : {false, true})
             if (int64_t{kMaxPricedBlocks} * (decode ? m.block_decode : m.block) + (decode ? m.item_decode : m.item) >
-                0x7fffffff)
+                kMaxCost)
                 return false;
     }
     return true;

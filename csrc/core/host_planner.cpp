@@ -112,7 +112,8 @@ void plan_on_host(const PlanConfig& c, const CostModel& costs, const SequenceLen
             totals.most_blocks[decode] = std::max(totals.most_blocks[decode], priced);
         }
     }
-    const Shares shares = share_ctas(c, shape, costs, totals);
+    Shares shares = share_ctas(c, shape, costs, totals);
+    limit_shares(totals, shares);
     header.section_heads = section_heads(c, shape, costs, totals);
 
     int32_t targets[2];

@@ -119,8 +119,8 @@ VARATTN_HD constexpr Tile tile_at(const PlanConfig& c, const TileShape& shape, i
     return tile;
 }
 
-// More blocks than these cost no more, so that costs fit 31 bits.
-inline constexpr int32_t kMaxPricedBlocks = 1 << 19;
+// More blocks than these cost no more, so that no item costs more than kMaxCost; that and a sixth fits 31 bits.
+inline constexpr int32_t kMaxPricedBlocks = 1 << 19, kMaxCost = 0x60000000;
 
 // What pieces of a tile share out among them.
 VARATTN_HD constexpr int32_t blocks_cost(const CostModel& m, bool decode, int32_t blocks) {
@@ -137,7 +137,7 @@ VARATTN_HD constexpr int32_t item_cost(const CostModel& m, bool decode, int32_t 
 // `most` at most. The middle gives both ends slack: an end that runs dry goes on with the other end's shortest items.
 
 struct Totals {          // of all tiles, for one KV head: prefill, decode
-    uint32_t blocks[2];  // priced ones, modulo 2^32: an hour's work, beyond which shares may be odd
+    uint32_t blocks[2];  // priced ones, modulo 2^32, an hour's work: see limit_shares
     int32_t tiles[2];
     int32_t most_blocks[2];  // of a tile
 };
@@ -239,6 +239,19 @@ VARATTN_HD constexpr Shares share_ctas(const PlanConfig& c, const TileShape& sha
     s.balanced[0] |= int64_t{t.tiles[0]} * c.num_heads_kv * 5 >= int64_t{s.ctas[0]} * 8;
     if (t.tiles[0] == 0 && t.tiles[1] > 0) share_decodes(c, shape, m, t, shift, s);
     return s;
+}
+
+// Where there may be more blocks than their sum tells, so that fair shares are too small, none is split: slots for all the
+// pieces could not be counted. (Up to 2^13 tiles there are not.)
+VARATTN_HD constexpr void limit_shares(const Totals& t, Shares& s) {
+    for (int kind = 0; kind < 2; ++kind) {
+        const uint64_t most =
+            uint64_t{static_cast<uint32_t>(t.tiles[kind])} * static_cast<uint32_t>(t.most_blocks[kind]);
+        if (most >> 32 == 0) continue;
+        s.fair_share[kind] = kMaxCost;
+        s.may_be_wave[kind] = false;
+        s.balanced[kind] = true;
+    }
 }
 
 // Prefill tasks run in sections of some KV heads each, one section after the other, so that the tiles that run at a time

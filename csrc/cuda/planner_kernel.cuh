@@ -203,7 +203,9 @@ private:
             if (threadIdx.x == 32) s_.header.section_heads = section_heads(c_, shape_, costs_, totals_);
             return;
         }
-        const Shares shares = share_ctas(c_, shape_, costs_, totals_);
+        Shares shares = share_ctas(c_, shape_, costs_, totals_);
+        static_assert(uint64_t{kSharedTiles} * kMaxPricedBlocks >> 32 == 0);
+        if (!kIsShared) limit_shares(totals_, shares);
         const Targets targets = splitter.first_targets(shares, totals_);
         if (threadIdx.x == 0) {
             s_.shares = shares;

@@ -137,6 +137,21 @@ TEST(DevicePlanner, ManyTilesOfFewSequencesEqualTheHostPlanners) {
     }
 }
 
+// The sum of their blocks is 0 modulo 2^32.
+TEST(DevicePlanner, MoreBlocksThanCanBeSummedUpEqualTheHostPlanners) {
+    constexpr int32_t kNumSeqs = 1 << 13;
+    std::vector<int32_t> cu_seqlens_q(kNumSeqs + 1), seqused_k(kNumSeqs, 1 << 26);
+    std::iota(cu_seqlens_q.begin(), cu_seqlens_q.end(), 0);
+    PlanOptions o;
+    o.num_heads_q = 8;
+    o.num_heads_kv = 1;
+    o.head_dim = 128;
+    o.max_seqs = o.max_total_q = kNumSeqs;
+    const PlanConfig c = make_plan_config({DeviceType::kCuda, 90, 132}, o);
+    test::Plan plan = expect_equal_plans(c, {cu_seqlens_q.data(), seqused_k.data(), nullptr}, test::first_seed());
+    EXPECT_EQ(plan.header().num_split_tiles, 0);
+}
+
 // Three decodes are split, with 256 segments each, for which there is room once: in whichever CTA they are.
 TEST(DevicePlanner, TilesWithoutRoomForPartialResultsAreNotSplit) {
     for (int i = 0; i < 8 && !testing::Test::HasFailure(); ++i) {

@@ -126,6 +126,23 @@ TEST(Planner, ExtremeLengthsDoNotOverflow) {
     }
 }
 
+// The sum of these blocks, or of their pieces' partial results, is 0 modulo 2^32.
+TEST(Planner, MoreBlocksThanCanBeSummedUpAreNotSplit) {
+    for (const auto& [num_seqs, kv_len] : {std::pair{1 << 13, 1 << 26}, std::pair{(1 << 20) + 2, 1 << 23}}) {
+        Batch batch;
+        for (int32_t i = 0; i < num_seqs; ++i)
+            batch.add(1, kv_len);
+        for (const bool batch_invariant : {false, true}) {
+            PlanConfig c = config_for(batch, kHopper, 8, 1, 128, kMaxNumSplits);
+            c.batch_invariant = batch_invariant;
+            Plan plan(c, batch.lengths());
+            EXPECT_TRUE(plan.intact());
+            EXPECT_EQ(find_plan_fault(c, plan.costs(), batch.lengths(), plan.data()), "");
+            EXPECT_EQ(plan.header().num_items, num_seqs);
+        }
+    }
+}
+
 TEST(Planner, StatusSaysWhatWasClamped) {
     auto status = [](std::vector<int32_t> q, std::vector<int32_t> used, std::vector<int32_t> k, int32_t max_total_q) {
         Batch batch;
