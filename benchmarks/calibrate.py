@@ -79,9 +79,7 @@ class TracedCall:
 
     def foreseen(self, costs: np.ndarray) -> int:
         """The time of the queue if items cost this, in ns."""
-        config = self.header["config"]
-        ends = int(config["num_ctas"]), int(self.header["num_front_ctas"])
-        return simulate_queue(costs, int(config["num_heads_kv"]), *ends).makespan
+        return simulate_queue(self.header, costs).makespan
 
     def samples(self, num_sms: int) -> np.ndarray:
         """(tasks, 3): whether a decode, KV blocks, ns. Without each SM's first task, which waits for the launch."""

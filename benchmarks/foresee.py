@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from varattn import host
-from varattn.picture import FLAG_DECODE
+from varattn.picture import FLAG_DECODE, queue_order
 
 from steps import BenchStep, Heads, chosen_traces, trace_steps
 
@@ -79,14 +79,9 @@ class Queue:
             else:
                 piece = costs.prefill_piece if item["num_splits"] > 1 else 0.0
                 tasks.append(Task(costs.prefill_task + piece + blocks * costs.prefill_block))
-        front, section = int(header["num_front_items"]), int(header["section_heads"])
-        ordered = []
-        for first in range(0, heads.kv, section):
-            count = min(section, heads.kv - first)
-            ordered += [task for task in tasks[:front] for _ in range(count)]
-        ordered += [task for task in tasks[front:] for _ in range(heads.kv)]
+        ordered = [tasks[task // heads.kv] for task in queue_order(header)]
         shares = int(header["num_front_ctas"]), int(config["num_ctas"])
-        return Queue(ordered, *shares, int(header["num_split_tiles"]), section)
+        return Queue(ordered, *shares, int(header["num_split_tiles"]), int(header["section_heads"]))
 
     def least(self, costs: Costs) -> float:
         """us, if all CTAs ended together and the memory were never idle."""

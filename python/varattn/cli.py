@@ -284,15 +284,7 @@ def _result_table(results: list[_demo.StepResult]) -> Table:
 def _draw(path: Path, shown: _Shown, shape: _demo.Shape) -> None:
     header = shown.header
     title = f"Step {shown.index} on {_device_name(shape.device)}: {int(header['num_items'])} work items"
-    draw_schedule(
-        path,
-        shown.items,
-        num_heads_kv=shape.num_heads_kv,
-        num_ctas=int(header["config"]["num_ctas"]),
-        num_front_ctas=int(header["num_front_ctas"]),
-        title=title,
-        max_decode_tokens=shown.max_decode_tokens,
-    )
+    draw_schedule(path, header, shown.items, title, shown.max_decode_tokens)
 
 
 def _verdict(console: Console, results: list[_demo.StepResult], dtype: torch.dtype) -> int:

@@ -1,8 +1,7 @@
 """A picture of a plan: which CTA does which work item, over planned cost.
 
 The queue is simulated as the attention kernel runs it: CTAs pop one (item, KV head) at a time, `num_front_ctas` of them
-from the front of the list and the others from the back, until the two ends meet. Planned costs stand in for time. That
-the Hopper engine runs many prefills in sections of some KV heads each is left out.
+from the front of the list and the others from the back, until the two ends meet. Planned costs stand in for time.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 FLAG_DECODE = 1  # kItemDecode
+HOPPER_KERNELS = (1, 2, 3)  # of KernelId, csrc/core/kernel_table.h
 
 COLOURS = {
     "prefill": "#3b6fb6",
@@ -47,24 +47,37 @@ class Schedule:
         return float(self.cost.sum()) / (self.num_ctas * self.makespan) if self.makespan else 1.0
 
 
-def simulate_queue(costs: np.ndarray, num_heads_kv: int, num_ctas: int, num_front_ctas: int) -> Schedule:
-    """Runs the two-ended queue over items of these costs."""
-    costs = np.asarray(costs, dtype=np.int64)
-    num_tasks = len(costs) * num_heads_kv
-    task, cta, start = (np.zeros(num_tasks, dtype=np.int64) for _ in range(3))
+def queue_order(header: np.void) -> np.ndarray:
+    """The tasks of a plan of this header from the front of the queue to its back, numbered as in Schedule.
+
+    The KV heads of an item are neighbours; but the Hopper engine runs prefills in sections of some heads each.
+    """
+    heads, front = int(header["config"]["num_heads_kv"]), int(header["num_front_items"])
+    section = int(header["section_heads"]) if header["config"]["kernel"] in HOPPER_KERNELS else heads
+    tasks = np.arange(int(header["num_items"]) * heads).reshape(-1, heads)
+    prefills = [tasks[:front, first : first + section].ravel() for first in range(0, heads, section)]
+    return np.concatenate([*prefills, tasks[front:].ravel()])
+
+
+def simulate_queue(header: np.void, costs: np.ndarray) -> Schedule:
+    """Runs the two-ended queue of a plan of this header over items of these costs."""
+    costs, order = np.asarray(costs, dtype=np.int64), queue_order(header).tolist()
+    heads, num_ctas = int(header["config"]["num_heads_kv"]), int(header["config"]["num_ctas"])
+    num_front_ctas = int(header["num_front_ctas"])
+    task, cta, start = (np.zeros(len(order), dtype=np.int64) for _ in range(3))
     idle = [(0, index) for index in range(num_ctas)]  # (time, CTA): a heap from the beginning
     front = back = 0
-    for pop in range(num_tasks):
+    for pop in range(len(order)):
         time, index = idle[0]
         if index < num_front_ctas:
-            next_task = front
+            next_task = order[front]
             front += 1
         else:
             back += 1
-            next_task = num_tasks - back
+            next_task = order[-back]
         task[pop], cta[pop], start[pop] = next_task, index, time
-        heapq.heapreplace(idle, (time + int(costs[next_task // num_heads_kv]), index))
-    return Schedule(task, cta, start, costs[task // num_heads_kv], num_ctas)
+        heapq.heapreplace(idle, (time + int(costs[next_task // heads]), index))
+    return Schedule(task, cta, start, costs[task // heads], num_ctas)
 
 
 def item_kinds(items: np.ndarray, max_decode_tokens: int = 1) -> np.ndarray:
@@ -112,20 +125,21 @@ def draw_bars(axes, bars: Bars, num_rows: int) -> list:
 
 def draw_schedule(
     path: str | Path,
+    header: np.void,
     items: np.ndarray,
-    *,
-    num_heads_kv: int,
-    num_ctas: int,
-    num_front_ctas: int,
     title: str = "",
     max_decode_tokens: int = 1,
 ) -> Schedule:
-    """Writes a PNG: a row for each CTA, a bar for each (item, KV head) it runs. Returns the simulated schedule."""
+    """Writes a PNG of a plan, given as Plan.header() and Plan.items(): a row for each CTA, a bar for each (item, KV head).
+
+    Returns the simulated schedule.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    schedule = simulate_queue(items["cost"], num_heads_kv, num_ctas, num_front_ctas)
-    kinds = item_kinds(items, max_decode_tokens)[schedule.task // num_heads_kv]
+    schedule = simulate_queue(header, items["cost"])
+    num_ctas, num_front_ctas = schedule.num_ctas, int(header["num_front_ctas"])
+    kinds = item_kinds(items, max_decode_tokens)[schedule.task // int(header["config"]["num_heads_kv"])]
 
     figure = Figure(figsize=(12, min(14.0, 2.2 + 0.055 * max(num_ctas, 40))), layout="constrained")
     FigureCanvasAgg(figure)

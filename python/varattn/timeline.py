@@ -81,14 +81,12 @@ class _Planned:
 
     items: np.ndarray
     num_heads_kv: int
-    num_ctas: int
     schedule: Schedule
 
     @staticmethod
     def of(plan: Plan) -> _Planned:
         header, items = plan.header(), plan.items()
-        heads, ctas = int(header["config"]["num_heads_kv"]), int(header["config"]["num_ctas"])
-        return _Planned(items, heads, ctas, simulate_queue(items["cost"], heads, ctas, int(header["num_front_ctas"])))
+        return _Planned(items, int(header["config"]["num_heads_kv"]), simulate_queue(header, items["cost"]))
 
 
 def write_chrome(path: str | Path, plan: Plan, actual: Timeline, max_decode_tokens: int = 1) -> None:

@@ -391,16 +391,16 @@ def test_calibration_finds_the_costs_that_tasks_took(seed):
     items["flags"] = np.arange(150) >= 60
     items["block_begin"] = rng.integers(0, 5, 150)
     items["block_end"] = items["block_begin"] + rng.integers(1, 33, 150)
-    queue = simulate_queue(costs.of(items), heads, ctas, front)
+    config = np.zeros(1, CONFIG_DTYPE)
+    config["num_ctas"], config["num_heads_kv"] = ctas, heads
+    header = np.zeros(1, HEADER_DTYPE)
+    header["config"], header["num_front_ctas"], header["num_items"] = config, front, len(items)
+    queue = simulate_queue(header[0], costs.of(items))
     tasks = np.zeros(len(queue.task), RECORD_DTYPE)
     tasks["item"], tasks["kv_head"] = np.divmod(queue.task, heads)
     tasks["sm"], tasks["end_ns"] = queue.cta, queue.end
     early = rng.integers(0, 2000, len(tasks))  # tasks are taken while those before run
     tasks["begin_ns"] = np.maximum(0, queue.start - early)
-    config = np.zeros(1, CONFIG_DTYPE)
-    config["num_ctas"], config["num_heads_kv"] = ctas, heads
-    header = np.zeros(1, HEADER_DTYPE)
-    header["config"], header["num_front_ctas"] = config, front
     call = TracedCall(header[0], items, tasks)
     assert call.foreseen(costs.of(items)) == call.nanoseconds
     samples = call.samples(num_sms=ctas)
