@@ -364,7 +364,12 @@ __device__ __forceinline__ void attend_decode(const LaunchParams& p, SharedMemor
         if (w.item.num_splits > 1) return;  // to be merged, perhaps
         const RingPosition<kItemSlots> next_slot = slot.next();
         mbarrier_wait(&sm.item_full[next_slot.stage], next_slot.full_parity());
-        if (sm.work[next_slot.stage].decode_row_tiles != (kSwapped ? 1 : 2)) return;
+        if (sm.work[next_slot.stage].decode_row_tiles != (kSwapped ? 1 : 2)) {
+            // Prefill waits for stages by parity alone. Without turns nothing else keeps the second warpgroup, which goes on
+            // from merge_warps, behind the phases that the first still waits for.
+            if constexpr (!C::kTakeTurns) sync_consumers<C>();
+            return;
+        }
         end_task(p, sm, slot.stage, thread);
         slot = next_slot;
     }

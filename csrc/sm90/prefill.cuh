@@ -70,7 +70,7 @@ __device__ __forceinline__ void attend_prefill(const LaunchParams& p, SharedMemo
         mbarrier_wait(&sm.kv_full[at.stage], at.full_parity());
     };
     // Asked for long before it is needed, the answer costs nothing. Parity suffices: the phase before is over, since this warp has
-    // awaited it, or has had its turn after the other warpgroup did.
+    // awaited it, or has had its turn after the other warpgroup did. (Without turns, decode sees to that: see its end.)
     auto has_block = [&](const RingPosition<C::kStages>& at) {
         return mbarrier_test(&sm.kv_full[at.stage], at.full_parity());
     };
