@@ -62,10 +62,12 @@ struct Options {
         if (max_head_dim == 0)
             refuse(ErrorCode::kUnsupported, "dtype", dtype_name(given.dtype),
                    "float16 or bfloat16 on a " + device_name(device));
-        const bool cuda = device.type == DeviceType::kCuda;
-        const auto takes = [&] { return (cuda ? "a multiple of 8 up to " : "1 to ") + std::to_string(max_head_dim); };
+        const auto takes = [&] {
+            return "a multiple of 8 up to " + std::to_string(max_head_dim) +
+                   (head_dim == 576 ? " (for MLA's 576 and 512, take FlashMLA or FlashInfer)" : "");
+        };
         auto require_dim = [&](const char* argument, int32_t got) {
-            const bool valid = got >= 1 && (!cuda || got % 8 == 0);
+            const bool valid = got >= 8 && got % 8 == 0;
             if (!valid || got > max_head_dim)
                 refuse(valid ? ErrorCode::kUnsupported : ErrorCode::kInvalidArgument, argument, std::to_string(got),
                        takes());

@@ -29,6 +29,10 @@ VARATTN_FIELD_IS_NAMED(max_seqs, "max_seqs");
 VARATTN_FIELD_IS_NAMED(max_total_q, "max_total_q");
 #undef VARATTN_FIELD_IS_NAMED
 
+bool takes_head_dim(const KernelConfig& row, int32_t dim) {
+    return dim >= 8 && dim <= row.max_head_dim && dim % 8 == 0;
+}
+
 // It runs in every call: words are made only for what is refused.
 class ParamCheck {
 public:
@@ -46,8 +50,8 @@ public:
     void require_count(const char* argument, int64_t got, int64_t low) const {
         if (got < low) refuse(argument, std::to_string(got), "at least " + std::to_string(low));
     }
-    void require_finite(const char* argument, float got, bool ok) const {
-        if (!std::isfinite(got) || !ok) refuse(argument, std::to_string(got), "a finite number, not negative");
+    void require_finite(const char* argument, float got, bool ok, const char* takes) const {
+        if (!std::isfinite(got) || !ok) refuse(argument, std::to_string(got), takes);
     }
     // The stride of a dimension of this size: one of size 0 or 1 is never stepped along, whatever its stride.
     void require_stride(const char* argument, int64_t stride, int64_t size, int64_t least, int element_bytes) const {
@@ -84,11 +88,14 @@ const KernelConfig& checked_kernel(const PlanConfig& c, const char* function) {
     const bool known = c.kernel >= 0 && c.kernel < kNumKernels;
     bool valid = known && c.num_heads_kv >= 1 && c.num_heads_q >= c.num_heads_kv && c.num_heads_q <= kMaxHeads &&
                  c.num_heads_q % c.num_heads_kv == 0 && c.num_splits >= 1 && c.num_splits <= kMaxNumSplits &&
-                 c.num_ctas >= 1 && c.max_seqs >= 0 && c.max_seqs <= kMaxSeqs && c.max_total_q >= 0;
+                 c.window_left >= -1 && c.window_left < kMaxLength && c.window_right >= -1 &&
+                 c.window_right < kMaxLength && (c.batch_invariant == 0 || c.batch_invariant == 1) && c.num_ctas >= 1 && c.max_seqs >= 0 && c.max_seqs <= kMaxSeqs &&
+                 c.max_total_q >= 0;
     if (valid) {
         const KernelConfig& k = kKernelTable[c.kernel];
-        valid = c.dtype >= 0 && c.dtype <= static_cast<int32_t>(DType::kBFloat16) && c.head_dim >= 1 &&
-                c.head_dim <= k.max_head_dim && c.head_dim_v >= 1 && c.head_dim_v <= k.max_head_dim &&
+        valid = c.dtype >= 0 && c.dtype <= static_cast<int32_t>(DType::kBFloat16) &&
+                takes_dtype(k, static_cast<DType>(c.dtype)) && takes_head_dim(k, c.head_dim) &&
+                takes_head_dim(k, c.head_dim_v) && c.num_ctas <= kMaxSms * k.ctas_per_sm &&
                 (!folds_segments(c) || k.folds_segments) && group_size(c) <= k.max_group &&
                 c.tile_rows == k.tile_rows && c.tile_rows_decode == k.tile_rows_decode && c.block_n == k.block_n &&
                 c.max_total_q <= kMaxPackedRows / group_size(c) && max_tasks(c) <= kMaxTasks;
@@ -176,9 +183,14 @@ const KernelConfig& check_attention_params(const AttentionParams& p, DeviceType 
     check.require_stride("out_head_stride", p.out_head_stride, heads_q, c.head_dim_v, bytes);
     if (p.lse && heads_q > 1) check.require_count("lse_head_stride", p.lse_head_stride, p.total_q);
 
-    check.require_finite("softmax_scale", p.softmax_scale, true);
-    check.require_finite("softcap", p.softcap, p.softcap >= 0);
+    check.require_finite("softmax_scale", p.softmax_scale, p.softmax_scale > 0, "a finite number above 0");
+    check.require_finite("softcap", p.softcap, p.softcap >= 0, "a finite number, not negative");
     return kernel;
+}
+
+AttentionParams with_keys_that_exist(AttentionParams params) {
+    if (params.num_pages == 0) params.max_pages_per_seq = 0;
+    return params;
 }
 
 }  // namespace varattn

@@ -28,4 +28,7 @@ const KernelConfig& check_plan_arguments(const PlanConfig& config, const Sequenc
 const KernelConfig& check_attention_params(const AttentionParams& params, DeviceType device,
                                            const char* function = "mha_varlen");
 
+// A cache without a page holds no key, whatever the block table says.
+AttentionParams with_keys_that_exist(AttentionParams params);
+
 }  // namespace varattn

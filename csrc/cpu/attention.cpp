@@ -343,7 +343,8 @@ void mha_varlen_cpu(const AttentionParams& params, int32_t num_threads) {
              "a number of threads, or 0 for one a core");
     check_plan(params);
 
-    Attention attention(params);
+    const AttentionParams present = with_keys_that_exist(params);
+    Attention attention(present);
     attention.write_padding();
     if (num_threads == 0) num_threads = std::max(1, static_cast<int32_t>(std::thread::hardware_concurrency()));
     num_threads = static_cast<int32_t>(std::min<int64_t>(num_threads, attention.num_tasks()));

@@ -6,8 +6,9 @@
 
 namespace varattn {
 
-void mha_varlen_cuda(const AttentionParams& params, cudaStream_t stream) {
-    check_attention_params(params, DeviceType::kCuda);
+void mha_varlen_cuda(const AttentionParams& given, cudaStream_t stream) {
+    check_attention_params(given, DeviceType::kCuda);
+    const AttentionParams params = with_keys_that_exist(given);
     switch (params.config.kernel) {
         case kKernelSm90D64:
         case kKernelSm90D128:

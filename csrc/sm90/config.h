@@ -128,7 +128,7 @@ struct LaunchParams {
     float scale_log2;           // exponent of 2 of a score unit
     float score_scale;          // softcap: scores are tanh(score * score_scale) first; 0: no softcap
     WorkspaceLayout workspace;  // this and the next follow from the configuration, by divisions
-    uint32_t max_items;
+    uint32_t max_items;         // 0: there is no key to be brought in
 };
 
 // Launches the instance that serves params.config on the stream. The params are checked.

@@ -128,7 +128,7 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     p.kv_descriptor = device::swizzle128_descriptor(0, p.unit_step * 16, p.part_step * 16);
     p.page_shift = paged && (a.page_size & (a.page_size - 1)) == 0 ? log2_floor(a.page_size) : -1;
     p.workspace = workspace_layout(c);
-    p.max_items = max_items(c);
+    p.max_items = paged || a.total_k > 0 ? max_items(c) : 0;
     p.group = group;
     p.group_reciprocal = static_cast<uint32_t>(ceil_div(1 << 16, group));
     constexpr float kLog2e = 1.4426950408889634f;

@@ -4,23 +4,15 @@
 
 namespace varattn::binding {
 
-namespace {
-
-// The CPU kernel takes any head dim. The ops ask for what every kernel takes, so that the CPU shows what CUDA will do.
-int32_t to_head_dim(const char* function, const char* name, int64_t value) {
-    if (value < 8 || value % 8 != 0) refuse(function, name, std::to_string(value), "a multiple of 8");
-    return to_int32(function, name, value);
-}
-
-}  // namespace
-
 PlanConfig make_config(const char* function, const Device& device, const Capacity& capacity, const Heads& heads,
                        const Mask& mask, const Schedule& schedule) {
     PlanOptions o;
     o.num_heads_q = to_int32(function, "num_heads_q", heads.num_heads_q);
     o.num_heads_kv = to_int32(function, "num_heads_kv", heads.num_heads_kv);
-    o.head_dim = to_head_dim(function, "head_dim", heads.head_dim);
-    o.head_dim_v = to_head_dim(function, "head_dim_v", heads.head_dim_v);
+    o.head_dim = to_int32(function, "head_dim", heads.head_dim);
+    // To make_plan_config it would mean head_dim.
+    if (heads.head_dim_v == 0 && heads.head_dim != 0) refuse(function, "head_dim_v", "0", "a multiple of 8");
+    o.head_dim_v = to_int32(function, "head_dim_v", heads.head_dim_v);
     o.dtype = to_dtype(function, "dtype", heads.dtype);
     o.causal = mask.causal;
     if (mask.window_size.size() != 2)

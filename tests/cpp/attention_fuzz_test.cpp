@@ -34,8 +34,8 @@ ProblemSpec random_spec(Random& random) {
     const int32_t group = random.chance(0.1) ? random.pick({32, 48, 64, 65, 100, 128}) : random.integer(1, 16);
     o.num_heads_kv = group > 16 ? 1 : random.pick({1, 1, 2, 3});
     o.num_heads_q = group * o.num_heads_kv;
-    o.head_dim = random.pick({8, 16, 24, 40, 64, 72, 80, 96, 128, 192, 256, 512, random.integer(1, 130)});
-    o.head_dim_v = random.chance(0.7) ? 0 : random.pick({8, 32, 56, 128, 256, random.integer(1, 130)});
+    o.head_dim = random.pick({8, 16, 24, 40, 64, 72, 80, 96, 128, 192, 256, 512, 8 * random.integer(1, 16)});
+    o.head_dim_v = random.chance(0.7) ? 0 : random.pick({8, 32, 56, 128, 256, 8 * random.integer(1, 16)});
     o.causal = random.chance(0.4);
     if (random.chance(0.3)) o.window_left = random.integer(0, random.pick({0, 5, 100, 2000}));
     if (random.chance(0.3)) o.window_right = random.integer(0, random.pick({0, 5, 100}));

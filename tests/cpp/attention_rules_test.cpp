@@ -50,6 +50,15 @@ TEST_F(AttentionRules, QueriesWithoutKeysGiveZeroAndMinusInfinity) {
     p.expect_close(answer, p.reference());
 }
 
+TEST_F(AttentionRules, ACacheWithoutPagesHasNoKeys) {
+    Problem p(spec, random);
+    test::Plan plan(p.config, p.lengths());
+    AttentionParams params = p.params();
+    params.num_pages = 0;
+    params.k = params.v = nullptr;
+    expect_rows(p, p.attend(params, plan, 2, kStatusKeysPastEnd), 0, 74, kNothing);
+}
+
 TEST_F(AttentionRules, ASinkAloneGivesZeroAndItself) {
     spec.q_lens = {5};
     spec.kv_lens = {0};

@@ -61,7 +61,12 @@ const BadOption kBadOptions[] = {
     {"device: got CUDA device of compute capability 7.5; takes", kUnsupported,
      [](auto& d, auto&) { d.compute_capability = 75; }},
     {"device.num_sms: got 0; takes", kInvalid, [](auto& d, auto&) { d.num_sms = 0; }},
-    {"head_dim: got 513; takes 1 to 512", kUnsupported, [](auto& d, auto& o) { d = cpu_device(), o.head_dim = 513; }},
+    {"head_dim: got 520; takes a multiple of 8 up to 512", kUnsupported,
+     [](auto& d, auto& o) { d = cpu_device(), o.head_dim = 520; }},
+    {"head_dim: got 12; takes a multiple of 8 up to 512", kInvalid,
+     [](auto& d, auto& o) { d = cpu_device(), o.head_dim = 12; }},
+    {"head_dim: got 576; takes a multiple of 8 up to 256 (for MLA's 576 and 512, take FlashMLA", kUnsupported,
+     [](auto&, auto& o) { o.head_dim = 576, o.head_dim_v = 512; }},
     {"sm_margin: got 16; takes 0 to 15", kInvalid, [](auto& d, auto& o) { d = cpu_device(), o.sm_margin = 16; }},
 };
 
@@ -202,12 +207,20 @@ TEST(Config, ConfigsThatTheLibraryDidNotMakeAreRefused) {
     for (int word = 0; word < kPlanConfigWords; ++word) {
         PlanConfig bad = good;
         reinterpret_cast<int32_t*>(&bad)[word] = -2;
-        const bool free_field = word == offsetof(PlanConfig, window_left) / 4 ||
-                                word == offsetof(PlanConfig, window_right) / 4 ||
-                                word == offsetof(PlanConfig, batch_invariant) / 4;
-        if (!free_field)
-            expect_error(kInvalid, "workspace_size: config: got a PlanConfig that this library did not make",
-                         [&] { workspace_size(bad); });
+        expect_error(kInvalid, "workspace_size: config: got a PlanConfig that this library did not make",
+                     [&] { workspace_size(bad); });
+    }
+    const std::pair<int32_t PlanConfig::*, int32_t> wrong[] = {
+        {&PlanConfig::head_dim, 12},
+        {&PlanConfig::head_dim_v, 4},
+        {&PlanConfig::dtype, static_cast<int32_t>(DType::kFloat32)},
+        {&PlanConfig::window_left, kMaxLength},
+        {&PlanConfig::num_ctas, kMaxSms + 1},
+    };
+    for (const auto& [field, value] : wrong) {
+        PlanConfig bad = good;
+        bad.*field = value;
+        expect_error(kInvalid, "workspace_size: config", [&] { workspace_size(bad); });
     }
     expect_error(kInvalid, "plan_size: config", [&] { plan_size(PlanConfig{}); });
 }
