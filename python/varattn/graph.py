@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from varattn.ops import mha_varlen, plan_many, plan_size, workspace_size
+from varattn.ops import mha_varlen, plan_many, plan_size, visible_window, workspace_size
 from varattn.planner import Plan, check
 
 
@@ -40,7 +40,7 @@ class Batch:
         self.cu_seqlens_q = torch.zeros(max_seqs + 1, dtype=torch.int32, device=device)
         self.seqused_k = torch.zeros(max_seqs, dtype=torch.int32, device=device)
         self.block_table = torch.full((max_seqs, max_pages_per_seq), -1, dtype=torch.int32, device=device)
-        self._plans: dict[tuple[int, int], Plan] = {}
+        self._plans: dict[tuple[int, int], Plan] = {}  # by visible window
         self._options: dict = {}  # of mha_varlen
 
     def attend(
@@ -51,14 +51,15 @@ class Batch:
         Args:
             q: (num_tokens, num_heads_q, head_dim).
             k, v: the layer's cache, in pages.
-            window_size: one of the runner's window_sizes.
+            window_size: one of the runner's window_sizes, or one that amounts to the same under its causal mask.
             options: of varattn.mha_varlen: softmax_scale, softcap, sinks, out, lse, return_lse, leave_padding.
         """
-        window = tuple(window_size)
+        window = visible_window(window_size, self._options["causal"])
         if window not in self._plans:
             known = ", ".join(map(str, self._plans))
             raise ValueError(
-                f"Batch.attend: window_size: got {window}; takes one of the runner's window_sizes: {known}"
+                f"Batch.attend: window_size: got {tuple(window_size)}; takes one of the runner's window_sizes, "
+                f"which its mask makes {known}"
             )
         lengths = dict(seqused_k=self.seqused_k, block_table=self.block_table)
         plan = self._plans[window]
@@ -67,6 +68,9 @@ class Batch:
         )
 
     def _load(self, cu_seqlens_q: Tensor, seqused_k: Tensor, block_table: Tensor) -> None:
+        _require_int32("cu_seqlens_q", cu_seqlens_q, 1)
+        _require_int32("seqused_k", seqused_k, 1)
+        _require_int32("block_table", block_table, 2)
         n, max_seqs = seqused_k.shape[0], self.seqused_k.shape[0]
         width, max_width = block_table.shape[1], self.block_table.shape[1]
         if n > max_seqs or width > max_width:
@@ -98,10 +102,10 @@ class GraphRunner:
     Args:
         forward: called with a Batch; returns anything, of which run() returns the static instance.
         max_seqs, max_total_q, max_pages_per_seq: the capacity: sequences, rows of q, pages of a sequence.
-        window_sizes: all that the layers have: a plan is made for each.
+        window_sizes: all that the layers have, in any order and number: a plan is made for each different one.
         token_counts: rows of q, rising, that graphs are captured for; None: powers of two and max_total_q.
-        graph_decode, graph_mixed: whether decode-only steps, and all others, go through graphs. Those that do not run
-            eagerly, with no padding.
+        graph_decode, graph_mixed: whether decode-only steps, and all others, go through graphs. Steps that go through
+            none run eagerly, without padding.
         others: as of varattn.plan.
     """
 
@@ -140,7 +144,7 @@ class GraphRunner:
         shared = dict(causal=causal, num_splits=num_splits, batch_invariant=batch_invariant, sm_margin=sm_margin)
         heads = dict(num_heads_q=num_heads_q, num_heads_kv=num_heads_kv, head_dim=head_dim, head_dim_v=head_dim_v)
         self._plan_options = dict(max_total_q=max_total_q, dtype=dtype, **heads, **shared)
-        self._windows = [tuple(w) for w in window_sizes]
+        self._windows = _different_windows(window_sizes, causal)
         sizes = dict(max_seqs=max_seqs, device=device, **self._plan_options)
         bytes_of = lambda size: [size(window_size=w, **sizes) for w in self._windows]  # noqa: E731
         buffer = lambda size: torch.zeros(size, dtype=torch.uint8, device=device)  # noqa: E731
@@ -153,7 +157,7 @@ class GraphRunner:
 
     @property
     def plans(self) -> list[Plan]:
-        """Of the last step, one for each of window_sizes."""
+        """Of the last step, one for each different one of window_sizes."""
         return list(self._batch._plans.values())
 
     def run(
@@ -178,8 +182,7 @@ class GraphRunner:
             What the forward returned, for `padded_tokens(num_tokens)` rows where a graph ran it: rows past the last
             sequence have attention 0 (LSE -inf).
         """
-        if not 0 <= num_tokens <= self.token_counts[-1]:
-            raise ValueError(f"GraphRunner.run: num_tokens: got {num_tokens}; takes 0 to {self.token_counts[-1]}")
+        self._require_tokens("run", num_tokens)
         self._batch._load(cu_seqlens_q, seqused_k, block_table)
         if self._graphs and self._uses_graph[decode_only]:
             graph, result = self._graphs[self.padded_tokens(num_tokens)]
@@ -189,12 +192,19 @@ class GraphRunner:
 
     def padded_tokens(self, num_tokens: int) -> int:
         """Rows of q in the graph that runs a step of so many tokens."""
+        self._require_tokens("padded_tokens", num_tokens)
         return self.token_counts[bisect_left(self.token_counts, num_tokens)]
 
     def check(self) -> None:
         """varattn.check of every plan of the last step. Synchronises."""
         for plan in self.plans:
             check(plan)
+
+    def _require_tokens(self, function: str, num_tokens: int) -> None:
+        if not 0 <= num_tokens <= self.token_counts[-1]:
+            raise ValueError(
+                f"GraphRunner.{function}: num_tokens: got {num_tokens}; takes 0 to {self.token_counts[-1]}"
+            )
 
     def _run_eagerly(self, num_tokens: int) -> object:
         batch = self._batch
@@ -221,6 +231,23 @@ class GraphRunner:
                 result = self._run_eagerly(count)
             self._graphs[count] = (graph, result)
         torch.cuda.current_stream().wait_stream(stream)
+
+
+def _require_int32(name: str, given: Tensor, dims: int) -> None:
+    takes = "an int32 tensor of shape " + ("(num_seqs, pages)" if dims == 2 else "(n,)")
+    if not isinstance(given, Tensor):
+        raise TypeError(f"GraphRunner.run: {name}: got {type(given).__name__}; takes {takes}")
+    if given.dtype != torch.int32 or given.dim() != dims:
+        raise ValueError(f"GraphRunner.run: {name}: got {given.dtype}, shape {tuple(given.shape)}; takes {takes}")
+
+
+def _different_windows(window_sizes: Sequence[Sequence[int]], causal: bool) -> list[tuple[int, int]]:
+    pairs = isinstance(window_sizes, Sequence) and all(
+        isinstance(w, (tuple, list)) and len(w) == 2 for w in window_sizes
+    )
+    if not pairs or not window_sizes:
+        raise ValueError(f"GraphRunner: window_sizes: got {window_sizes!r}; takes a sequence of (left, right)")
+    return list(dict.fromkeys(visible_window(w, causal) for w in window_sizes))
 
 
 def _token_counts(max_total_q: int) -> list[int]:

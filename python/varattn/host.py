@@ -91,7 +91,7 @@ def plan(
         list(cu_seqlens_q),
         seqused_k=None if seqused_k is None else list(seqused_k),
         cu_seqlens_k=None if cu_seqlens_k is None else list(cu_seqlens_k),
-        max_total_q=max(0, cu_seqlens_q[-1]) if max_total_q is None else max_total_q,
+        max_total_q=max([0, *cu_seqlens_q[-1:]]) if max_total_q is None else max_total_q,
         num_heads_q=num_heads_q,
         num_heads_kv=num_heads_kv,
         head_dim=head_dim,

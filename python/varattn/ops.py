@@ -54,14 +54,18 @@ def mha_varlen(
         cu_seqlens_k: (num_seqs + 1,) int32, rising: offsets in rows of packed k and v.
         seqused_k: (num_seqs,) int32: keys of each sequence. With cu_seqlens_k: only its first so many keys count.
         block_table: (num_seqs, max_pages) int32: pages of each sequence. Entries past its length are never read.
-        plan: of varattn.plan(), made for these same arguments (PlanError if not). None: the call plans for itself.
+        plan: of varattn.plan(), made for the same heads, dims, dtype, mask, number of sequences and kinds of lengths
+            (PlanError if not), and for the lengths of this step: with a plan, lengths are those that it was made from,
+            and the values of cu_seqlens_q, cu_seqlens_k and seqused_k are not read again. None: the call plans for
+            itself.
         workspace: (varattn.workspace_size(),) uint8, zeroed once by its owner; each call leaves it zeroed where it must
             be. One for each stream in use. None: the call allocates one.
         softmax_scale: of q @ k.T; None: head_dim ** -0.5.
         causal: a query sees keys up to its own, the last query ends at the last key (bottom-right aligned).
         window_size: (left, right): keys seen to the left and right of a query's own, -1: all. causal sets right to 0.
         softcap: above 0: scores become softcap * tanh(score / softcap).
-        sinks: (num_heads_q,) float32 or bfloat16: a logit for each head that adds to the denominator alone.
+        sinks: (num_heads_q,) float32 or bfloat16: a logit for each head that adds to the denominator alone. bfloat16 is
+            converted in every call; float32 is taken as it is.
         num_splits: the upper bound on the pieces that a tile's keys are cut into. 0: the default bound; 1: never.
         batch_invariant: a sequence's bits don't depend on the other sequences. num_splits=0 then means never, which
             is slow for a few long sequences. A bound above 1 splits them where the kernel can (on Hopper), and costs
@@ -80,13 +84,16 @@ def mha_varlen(
 
     Raises:
         RuntimeError: an argument is refused; the message names it, what it got and what it takes.
-        PlanError: the plan was made for something else.
-        NotImplementedError: in backward.
+        TypeError: an argument is of another type; or lse is given without out.
+        PlanError: the plan was made for something else. (If its buffer has been written by a later plan since: on the
+            CPU RuntimeError; on CUDA the kernel computes nothing, and sets the status.)
+        NotImplementedError: in backward; under torch.compile where it is traced with inputs that require gradients.
 
     Bad values on the device (offsets that fall, lengths past the table, wild page ids) never fault: they have a defined
     result (docs/architecture.md) and set the plan's status, which varattn.check() reads.
     """
     require_library()
+    _require_types(q, k, v, cu_seqlens_q, window_size)
     max_total_q = None
     if plan is not None:
         if not isinstance(plan, Plan):
@@ -96,9 +103,10 @@ def mha_varlen(
         # Arguments that are malformed are refused by the op.
         if q.dim() == 3 and k.dim() > 1 and v.dim() > 0 and cu_seqlens_q.dim() == 1 and len(window_size) == 2:
             heads = (q.shape[1], k.shape[-2], q.shape[2], v.shape[-1], q.dtype)
-            mask = _visible(window_size, causal)
-            schedule = (num_splits, batch_invariant, sm_margin, cu_seqlens_q.shape[0] - 1, block_table is None)
-            plan.require(PlanKey(*heads, *mask, *schedule))
+            mask = visible_window(window_size, causal)
+            schedule = (num_splits, batch_invariant, sm_margin)
+            lengths = (cu_seqlens_q.shape[0] - 1, block_table is None, seqused_k is not None)
+            plan.require(PlanKey(*heads, *mask, *schedule, *lengths))
         max_total_q = plan.max_total_q
     # A quarter of a call's host time goes by the number of arguments: those that are the op's defaults stay out.
     options = {
@@ -136,9 +144,25 @@ def mha_varlen(
     return (out, lse) if return_lse else out
 
 
+def _require_types(q, k, v, cu_seqlens_q, window_size) -> None:
+    """Refuses what the op would take for something else, or refuse without a name."""
+    if (
+        isinstance(q, Tensor)
+        and isinstance(k, Tensor)
+        and isinstance(v, Tensor)
+        and isinstance(cu_seqlens_q, Tensor)
+        and isinstance(window_size, (tuple, list))
+    ):
+        return
+    for name, value in zip(("q", "k", "v", "cu_seqlens_q"), (q, k, v, cu_seqlens_q), strict=True):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"mha_varlen: {name}: got {type(value).__name__}; takes a tensor")
+    raise TypeError(f"mha_varlen: window_size: got {window_size!r}; takes (left, right)")
+
+
 def _any_requires_grad(*tensors: Tensor | None) -> bool:
     for t in tensors:  # any() of a generator takes twice as long
-        if t is not None and t.requires_grad:
+        if getattr(t, "requires_grad", False):
             return True
     return False
 
@@ -181,7 +205,7 @@ def plan(
             keys of each range count.
         max_total_q: the most rows of q that a call with this plan may have.
         out: (varattn.plan_size(),) uint8 to write to, or an earlier plan, whose buffer is written again (in a captured
-            graph, say). None: allocated.
+            graph, say) and which must not be used any more. None: allocated.
         others: as of varattn.mha_varlen; head_dim_v None: head_dim.
 
     Raises:
@@ -209,8 +233,9 @@ def plan(
         buffer = out.buffer if isinstance(out, Plan) else out
         _ops.plan.out(cu_seqlens_q, **options, out=buffer)
     heads = (num_heads_q, num_heads_kv, head_dim, head_dim if head_dim_v is None else head_dim_v, dtype)
-    schedule = (num_splits, batch_invariant, sm_margin, cu_seqlens_q.shape[0] - 1, cu_seqlens_k is not None)
-    return Plan(buffer, PlanKey(*heads, *_visible(window_size, causal), *schedule), max_total_q)
+    schedule = (num_splits, batch_invariant, sm_margin)
+    lengths = (cu_seqlens_q.shape[0] - 1, cu_seqlens_k is not None, seqused_k is not None)
+    return Plan(buffer, PlanKey(*heads, *visible_window(window_size, causal), *schedule, *lengths), max_total_q)
 
 
 def plan_many(
@@ -273,7 +298,7 @@ def plan_size(
         num_splits=num_splits,
         batch_invariant=batch_invariant,
         sm_margin=sm_margin,
-        device=torch.device(device),
+        device=_device_of("plan_size", device),
     )
 
 
@@ -311,7 +336,7 @@ def workspace_size(
         num_splits=num_splits,
         batch_invariant=batch_invariant,
         sm_margin=sm_margin,
-        device=torch.device(device),
+        device=_device_of("workspace_size", device),
     )
 
 
@@ -325,5 +350,13 @@ def is_supported(device: torch.device | str | None = None) -> bool:
         return False
 
 
-def _visible(window_size: Sequence[int], causal: bool) -> tuple[int, int]:
+def _device_of(function: str, device: torch.device | str) -> torch.device:
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise RuntimeError(f"{function}: device: got {device}; takes cpu or cuda, where PyTorch has it")
+    return device
+
+
+def visible_window(window_size: Sequence[int], causal: bool) -> tuple[int, int]:
+    """The window that a mask amounts to: causal ends it at the query's own key."""
     return window_size[0], 0 if causal else window_size[1]

@@ -130,7 +130,7 @@ def draw_schedule(
     title: str = "",
     max_decode_tokens: int = 1,
 ) -> Schedule:
-    """Writes a PNG of a plan, given as Plan.header() and Plan.items(): a row for each CTA, a bar for each (item, KV head).
+    """Writes a PNG of a plan (Plan.header(), Plan.items()): a row for each CTA, a bar for each (item, KV head).
 
     Returns the simulated schedule.
     """

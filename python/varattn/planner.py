@@ -92,9 +92,10 @@ class PlanKey(NamedTuple):
     sm_margin: int
     num_seqs: int
     packed: bool  # K and V: planned with cu_seqlens_k
+    seqused_k: bool  # planned with it
 
 
-_FIELD_NAMES = {"window_left": "window_size[0]", "window_right": "window_size[1] (causal)"}
+_FIELD_NAMES = {"window_left": "window_size[0]", "window_right": "window_size[1] (causal)", "packed": "cu_seqlens_k"}
 
 
 class Plan:
@@ -113,15 +114,21 @@ class Plan:
 
     def require(self, key: PlanKey) -> None:
         """Raises PlanError, naming the first field that differs, unless the plan was made for this."""
-        if self.key == key:
+        mine = self.key
+        if torch.compiler.is_compiling():
+            # To compare a size is to compile for it alone. The op, or the kernel, compares this one.
+            mine, key = mine._replace(num_seqs=0), key._replace(num_seqs=0)
+        if mine == key:
             return
-        for name, made_for, wanted in zip(PlanKey._fields, self.key, key, strict=True):
+        for name, made_for, wanted in zip(PlanKey._fields, mine, key, strict=True):
             if made_for == wanted:
                 continue
-            if name == "packed":
-                made_for, wanted = ("with cu_seqlens_k" if p else "without cu_seqlens_k" for p in (made_for, wanted))
-                raise PlanError(f"mha_varlen: plan: got one made {made_for}; takes one made {wanted}, as k and v lie")
             name = _FIELD_NAMES.get(name, name)
+            if name in ("cu_seqlens_k", "seqused_k"):
+                made, takes = ("with" if given else "without" for given in (made_for, wanted))
+                raise PlanError(
+                    f"mha_varlen: plan: got one made {made} {name}; takes one made {takes} it, as the call is"
+                )
             raise PlanError(
                 f"mha_varlen: plan: {name}: got a plan made for {made_for}; takes one made for {wanted}, "
                 "as the other arguments say"
@@ -153,6 +160,8 @@ def check(plan: Plan) -> None:
         PlanError: the status is not 0; the message has a sentence for each thing that was wrong.
     """
     require_library()
+    if not isinstance(plan, Plan):
+        raise TypeError(f"check: plan: got {type(plan).__name__}; takes a varattn.Plan, which varattn.plan() returns")
     if plan.buffer.is_cuda:
         torch.cuda.synchronize(plan.buffer.device)
     status = plan.status()

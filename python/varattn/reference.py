@@ -30,7 +30,7 @@ def mha_varlen(
     """The float64 result of varattn.mha_varlen, whose arguments these are.
 
     Lengths that are out of range are taken as the planner takes them: offsets rise from 0 to the rows of q, keys past
-    the block table or past k are absent, pages out of range hold zeros.
+    the block table or past k are absent, pages out of range hold zeros (all keys are absent if there is no page).
 
     Args:
         sequences: compute only these; rows of the others are 0 and -inf.
@@ -72,6 +72,7 @@ def _attend(q, keys, values, visible, scale, softcap, sink):
         lse = torch.logaddexp(lse, sink[:, None].expand_as(lse))
     weights = torch.exp(scores - lse.nan_to_num(neginf=0.0)[..., None])
     weights = weights.unflatten(0, (num_heads_kv, group))
+    values = values.where(visible.any(dim=0)[:, None, None], 0.0)  # what no row sees may be NaN
     return torch.einsum("hgtk,khd->thgd", weights, values).flatten(1, 2), lse
 
 
@@ -104,7 +105,7 @@ def _keys_of(i, k, v, cu_seqlens_k, seqused_k, block_table):
         return k[rows].double(), v[rows].double(), kv_len
     kv_len = max(int(seqused_k[i]), 0)
     page_size = k.shape[1]
-    num_pages = min(math.ceil(kv_len / page_size), block_table.shape[1])
+    num_pages = min(math.ceil(kv_len / page_size), block_table.shape[1] if k.shape[0] else 0)
     pages = block_table[i, :num_pages].long()
     known = (pages >= 0) & (pages < k.shape[0])
     num_keys = min(kv_len, num_pages * page_size)

@@ -120,7 +120,7 @@ REFUSED = [
     ),
     (r"head_dim_v: got 0; takes a multiple of 8", "nhd", lambda c, d: dict(v=c["v"][..., :0])),
     (
-        r"head_dim: got 520; takes .* up to (256|512)|head_dim: got 520; takes 1 to 512",
+        r"head_dim: got 520; takes a multiple of 8 up to (256|512)",
         "nhd",
         lambda c, d: dict(
             q=zeros(6, 4, 520, device=d), k=zeros(3, 16, 2, 520, device=d), v=zeros(3, 16, 2, 64, device=d)
@@ -387,6 +387,30 @@ def test_lse_without_out_is_refused(device):
     )
 
 
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        (r"q: got NoneType; takes a tensor", dict(q=None)),
+        (r"k: got int; takes a tensor", dict(k=1)),
+        (r"cu_seqlens_q: got list; takes a tensor", dict(cu_seqlens_q=[0, 5, 6])),
+        (r"window_size: got 3; takes \(left, right\)", dict(window_size=3)),
+        (r"window_size: got None; takes \(left, right\)", dict(window_size=None)),
+    ],
+)
+def test_other_types_are_refused(device, message, change):
+    call = base(device)
+    assert_refused("mha_varlen", message, call | change, TypeError)
+    heads = dict(num_heads_q=4, num_heads_kv=2, head_dim=64, dtype=BF16)
+    plan = varattn.plan(call["cu_seqlens_q"], seqused_k=call["seqused_k"], max_total_q=6, **heads)
+    assert_refused("mha_varlen", message, call | dict(plan=plan) | change, TypeError)
+
+
+@pytest.mark.parametrize("name", ["sinks", "out"])
+def test_numbers_for_tensors_are_refused_by_name(device, name):
+    with pytest.raises(RuntimeError, match=rf"varattn::mha_varlen.*argument '{name}'.*float"):
+        varattn.mha_varlen(**base(device), **{name: 1.0})
+
+
 PLAN_REFUSED = [
     (r"cu_seqlens_q: got int64; takes int32", lambda c, d: dict(cu_seqlens_q=c["cu_seqlens_q"].long())),
     (
@@ -443,7 +467,9 @@ def test_sizes_refuse(device, function):
     call = dict(max_seqs=2, max_total_q=6, num_heads_q=4, num_heads_kv=2, head_dim=64, dtype=BF16, device=device)
     assert_refused(function, r"max_seqs: got -1; takes 0 to", call | dict(max_seqs=-1))
     assert_refused(function, r"head_dim: got 12; takes a multiple of 8", call | dict(head_dim=12))
-    assert_refused(function, r"device: got .*; takes cpu or cuda", call | dict(device="meta"))
+    assert_refused(function, r"device: got meta; takes cpu or cuda", call | dict(device="meta"))
+    if not torch.cuda.is_available():
+        assert_refused(function, r"device: got cuda:1; takes cpu or cuda, where", call | dict(device="cuda:1"))
 
 
 def test_meta_tensors_give_meta_results():
@@ -455,6 +481,6 @@ def test_meta_tensors_give_meta_results():
 
 def test_is_supported_never_raises():
     assert varattn.is_supported("cpu") and isinstance(varattn.is_supported(), bool)
-    for device in ("cuda", "cuda:99", "meta", "mps", "no such device", 3.5):
+    for device in ("cuda", "cuda:99", 0, "meta", "mps", "no such device", 3.5):
         assert isinstance(varattn.is_supported(device), bool)
     assert not varattn.is_supported("cuda:99") and not varattn.is_supported("no such device")

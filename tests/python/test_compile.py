@@ -1,10 +1,11 @@
 """opcheck of every op, fake kernels, torch.compile with dynamic sizes, autograd's refusal."""
 
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
-from cases import Case, assert_matches_reference, make_inputs, make_plan, run
+from cases import Case, assert_matches_reference, int32, make_inputs, make_plan, offsets, run
 
 import varattn
 
@@ -96,6 +97,38 @@ def test_compile_takes_50_shapes_with_at_most_one_recompile(device, seed):
             out, lse = compiled(*x.tensors, x.lengths["seqused_k"], x.lengths["block_table"])
             assert_matches_reference(x, out, lse)
         assert 1 <= counter["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.parametrize("planned", ["inside", "outside"])
+def test_compile_takes_any_number_of_sequences_with_a_plan(device, seed, planned):
+    max_total_q = 400
+
+    def plan_of(q, k, cu_seqlens_q, seqused_k):
+        heads = dict(num_heads_q=q.shape[1], num_heads_kv=k.shape[2], head_dim=q.shape[2], dtype=q.dtype)
+        return varattn.plan(cu_seqlens_q, seqused_k=seqused_k, max_total_q=max_total_q, causal=True, **heads)
+
+    def step(q, k, v, cu_seqlens_q, seqused_k, block_table, plan):
+        plan = plan or plan_of(q, k, cu_seqlens_q, seqused_k)
+        options = dict(seqused_k=seqused_k, block_table=block_table, plan=plan, causal=True)
+        return varattn.mha_varlen(q * 1, k, v, cu_seqlens_q, **options)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    steps = [random_step(device) for _ in range(20)]
+    steps.sort(key=sizes_differ, reverse=True)
+    assert len({x.cu_seqlens_q.shape for x in steps}) > 2
+    counter = torch._dynamo.utils.counters
+    counter.clear()
+    for x in steps:
+        lengths = x.lengths["seqused_k"], x.lengths["block_table"]
+        plan = plan_of(x.q, x.k, x.cu_seqlens_q, lengths[0]) if planned == "outside" else None
+        assert torch.equal(compiled(*x.tensors, *lengths, plan), step(*x.tensors, *lengths, plan))
+    assert 1 <= counter["stats"]["unique_graphs"] <= 2
+    other = steps[0]
+    plan = plan_of(other.q, other.k, offsets([1] * 12, device), int32([5] * 12, device))
+    with pytest.raises(Exception, match=r"max_seqs: got 12") if device == "cpu" else nullcontext():
+        compiled(*other.tensors, other.lengths["seqused_k"], other.lengths["block_table"], plan)
+        assert plan.status() & 64  # kStatusForeignPlan
 
 
 def test_compile_plans_inside_the_graph(device, seed):

@@ -140,6 +140,13 @@ def test_plan_of_another_batch_size_or_layout_is_refused_by_name(device):
         run(x, plan=make_plan(packed))
     with pytest.raises(varattn.PlanError, match=r"plan: got one made without cu_seqlens_k; takes one made with"):
         run(packed, plan=make_plan(x))
+    used = small_inputs(device, layout="packed_used")
+    with pytest.raises(varattn.PlanError, match=r"plan: got one made with seqused_k; takes one made without it"):
+        run(packed, plan=make_plan(used))
+    with pytest.raises(varattn.PlanError, match=r"plan: got one made without seqused_k; takes one made with it"):
+        run(used, plan=make_plan(packed))
+    with pytest.raises(TypeError, match=r"check: plan: got Tensor; takes a varattn.Plan"):
+        varattn.check(make_plan(x).buffer)
     with pytest.raises(RuntimeError, match=r"mha_varlen: q: got shape \(6, 4, 64\); takes at most .* max_total_q = 5"):
         run(x, plan=make_plan(x, max_total_q=5))
     with pytest.raises(TypeError, match=r"mha_varlen: plan: got Tensor; takes a varattn.Plan"):
@@ -248,6 +255,8 @@ def test_host_planner_refuses_by_name():
     options = dict(num_heads_q=4, num_heads_kv=2, head_dim=64)
     with pytest.raises(ValueError, match=r"plan: seqused_k: got 1 numbers; takes 2"):
         host.plan([0, 1, 2], seqused_k=[1], **options)
+    with pytest.raises(ValueError, match=r"plan: cu_seqlens_q: got .*; takes"):
+        host.plan([], seqused_k=[], **options)
     with pytest.raises(ValueError, match=r"plan: dtype: got int8; takes float32, float16 or bfloat16"):
         host.plan([0, 1], seqused_k=[1], **options, dtype="int8")
     with pytest.raises(ValueError, match=r"plan: dtype: got float32; takes float16 or bfloat16"):

@@ -288,9 +288,21 @@ def test_caches_without_any_key(device):
     for k, lengths in (
         (packed, dict(cu_seqlens_k=offsets([0, 0], device))),
         (paged, dict(seqused_k=none, block_table=table)),
+        (paged, dict(seqused_k=int32([5, 20], device), block_table=int32([[0, -1], [0, 7]], device))),
     ):
         out, lse = varattn.mha_varlen(q, k, k, cu, **lengths, return_lse=True)
         assert (out == 0).all() and (lse == -torch.inf).all()
+        want, want_lse = varattn.reference.mha_varlen(q, k, k, cu, **lengths)
+        assert torch.equal(out.double(), want) and torch.equal(lse.double(), want_lse)
+
+
+def test_reference_takes_no_keys_that_no_row_sees(seed):
+    x = make_inputs(Case([3, 20], [200, 90], window_size=(10, 0), causal=False), "cpu")
+    want, want_lse = reference(x)
+    for t in (x.k, x.v):  # pages that the window has left behind
+        t[x.lengths["block_table"][0, :11].long()] = torch.nan
+    got, got_lse = reference(x)
+    assert torch.equal(got, want) and torch.equal(got_lse, want_lse) and not want.isnan().any()
 
 
 # ---- Extremes --------------------------------------------------------------------------------------------------------
