@@ -32,7 +32,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import OurCalls, Settings, describe, open_console
-from inputs import StepInputs
+from inputs import StepInputs, cold_copies
 from peers import SPLITS_BOUND, Fa3
 from steps import TRACES, BenchStep, Heads, decodes, named, ragged, trace_steps
 from timing import captured, measure_rates, time_alternating
@@ -80,7 +80,8 @@ class Runner:
     """Times steps, after a check of their outputs."""
 
     def __init__(self, settings: Settings, fa3: Fa3 | None, every: int):
-        self.settings, self.fa3, self.every, self.problems = settings, fa3, every, list[str]()
+        self.settings, self.fa3, self.every = settings, fa3, every
+        self.problems, self.notes = list[str](), list[str]()
         self.on_gpu = settings.device.type == "cuda"
 
     def times(
@@ -89,10 +90,11 @@ class Runner:
         bounds: tuple[int, ...] = (0,),
         fa3_bounds: tuple[int, ...] = (),
         batch_invariant: bool = False,
+        num_copies: int | None = None,
     ) -> dict[str, float]:
         """Seconds of a call, by the bound on splits ("0": the default), and by FA3's number of splits ("FA3, 4")."""
         step = step if self.on_gpu else step.shrunk()
-        x = StepInputs(step, self.settings.device, self.settings.seed)
+        x = StepInputs(step, self.settings.device, self.settings.seed, num_copies=num_copies)
         calls = {}
         for bound in bounds:
             ours = OurCalls(x, replace(self.settings, num_splits=bound, batch_invariant=batch_invariant))
@@ -105,13 +107,16 @@ class Runner:
                 call = lambda copy, n=bound, plan=plan: self.fa3.attend(x, copy, out, plan, n)  # noqa: E731
                 out.fill_(torch.nan)
                 call(0)
-                if not x.check(out)[1]:  # a wrong one is no competitor
+                wrong = x.check(out)[1]
+                if wrong:  # it is no competitor
+                    self.notes.append(f"{step.title}, FA3, {bound} splits: wrong: {wrong}")
+                else:
                     calls[f"FA3, {bound}"] = captured(call, len(x.caches), self.settings.device)
         timed = time_alternating(calls, self.settings.seconds)
         return {name: t.median for name, t in timed.items()}
 
-    def time(self, step: BenchStep) -> float:
-        return self.times(step)["0"]
+    def time(self, step: BenchStep, num_copies: int | None = None) -> float:
+        return self.times(step, num_copies=num_copies)["0"]
 
     def padded_times(self, step: BenchStep, padding: int) -> tuple[float, float]:
         """Seconds of a call with rows of padding, and with these left alone."""
@@ -172,7 +177,9 @@ def over_windows(runner: Runner) -> Iterator[Point]:
             BenchStep(f"window 128 of {keys}", "decode", decodes([keys] * batch), Heads(8, 1), window=128)
             for keys in (131072, 1024)
         )
-        ours, reference = runner.time(long), runner.time(short)
+        # Both read as many bytes of as many copies: there is no room for more of the long cache.
+        num_copies = cold_copies(long.kv_bytes, runner.settings.device)
+        ours, reference = runner.time(long, num_copies), runner.time(short, num_copies)
         yield Point(f"{batch} x 131072, window 128", ours * 1e6, reference * 1e6, "of 1024", reference / ours)
 
 
@@ -261,19 +268,22 @@ def main(
     console.print(" | ".join(f"{name}: {value}" for name, value in context.items()), highlight=False)
     found: dict[str, list[Point]] = {}
     for sweep in chosen:
-        points = found[sweep.name] = []
+        points, problems_before = [], len(runner.problems)
+        found[sweep.name] = points
         for point in track(sweep.run(runner), sweep.name, console=console, transient=True, total=None):
             points.append(point)
             if json_file:  # after each point, so that a run that is cut short leaves what it has
                 write_json(json_file, context, found)
-        print_points(console, sweep, points, dry=not on_gpu)
+        print_points(console, sweep, points, dry=not on_gpu, wrong=len(runner.problems) > problems_before)
+    for note in runner.notes:
+        console.print(f"[yellow]{note}[/]", highlight=False, soft_wrap=True)
     for problem in runner.problems:
         console.print(f"[red]{problem}[/]", highlight=False, soft_wrap=True)
     raise typer.Exit(1 if runner.problems else 0)
 
 
-def print_points(console: Console, sweep: Sweep, points: list[Point], dry: bool) -> None:
-    """All points, or the worst of many."""
+def print_points(console: Console, sweep: Sweep, points: list[Point], dry: bool, wrong: bool) -> None:
+    """All points, or the worst of many. wrong: some output was, so that there is no verdict."""
     shown = sorted(points, key=lambda p: p.quality)[:20] if len(points) > 40 else points
     table = Table(title=f"{sweep.name}: dry run, no times are claimed" if dry else sweep.name)
     for name in ("step", "us", "reference us", "reference", "quality"):
@@ -282,9 +292,8 @@ def print_points(console: Console, sweep: Sweep, points: list[Point], dry: bool)
         table.add_row(p.name, f"{p.us:.1f}", f"{p.reference_us:.1f}", p.reference, sweep.text(p.quality))
     console.print(table)
     mean = math.exp(statistics.fmean(math.log(p.quality) for p in points))
-    console.print(
-        f"{sweep.name}: mean {sweep.text(mean)}" + ("" if dry else f"; {sweep.verdict(points)}"), highlight=False
-    )
+    verdict = "; outputs were wrong, see below" if wrong else "" if dry else f"; {sweep.verdict(points)}"
+    console.print(f"{sweep.name}: mean {sweep.text(mean)}{verdict}", highlight=False)
 
 
 def write_json(path: Path, context: dict[str, str], found: dict[str, list[Point]]) -> None:

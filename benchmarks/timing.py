@@ -109,7 +109,7 @@ def time_alternating(
         calls.replay()
     order = list(competitors)
     deadline = time.monotonic() + seconds
-    for round_index in range(max_rounds):
+    for round_index in range(max_rounds if order else 0):
         if round_index >= min_rounds and time.monotonic() > deadline:
             break
         for name in order:

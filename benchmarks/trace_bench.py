@@ -227,6 +227,7 @@ def measure(
         out = torch.full_like(x.q, torch.nan)
         for name, make in fa3.ways(x, out, 0).items():
             call = make()
+            out.fill_(torch.nan)
             call(0)
 
             def layers(_: int = 0, call=call) -> None:

@@ -202,6 +202,41 @@ def test_a_step_in_two_launches(lengths, seed):
 
 
 @pytest.mark.skipif(not varattn.is_supported("cpu"), reason="the varattn library is not built")
+def test_a_wrong_output_is_not_timed(monkeypatch, seed):
+    import bench
+    import sweep
+    from steps import BenchStep, Heads
+
+    settings = bench.Settings(torch.device("cpu"), 0.0, False, 0, 0, seed)
+    step = BenchStep("a step", "decode", ((1, 50), (1, 9)), Heads(4, 2, 16), 16)
+    right = bench.measure(step, (1.0, 1.0), None, settings)
+    assert right.ours and not right.problem
+    monkeypatch.setattr(varattn, "mha_varlen", lambda *_, out, **__: out.zero_())
+    wrong = bench.measure(step, (1.0, 1.0), None, settings)
+    assert "relative error" in wrong.problem and not wrong.times and wrong.ratio is None
+    runner = sweep.Runner(settings, None, 1)
+    runner.time(step)
+    assert "relative error" in runner.problems[0]
+
+
+@pytest.mark.skipif(not varattn.is_supported("cpu"), reason="the varattn library is not built")
+def test_a_peer_that_writes_nothing_is_not_timed(seed):
+    import trace_bench
+    from bench import Settings
+    from steps import TRACES, trace_steps
+
+    class Peer:
+        def ways(self, x, out, sm_margin):
+            return {"FA3": lambda: lambda copy: out.copy_(attend(x)), "FA3 idle": lambda: lambda copy: None}
+
+    settings = Settings(torch.device("cpu"), 0.0, False, 0, 0, seed)
+    steps = [replace(s, page_size=16).shrunk() for s in trace_steps(TRACES[0], 2)]
+    row = trace_bench.measure(trace_bench.Pool(TRACES[0], steps, settings), steps[0], (1.0, 1.0), Peer(), settings, 0.0)
+    assert "FA3" in row.times and "FA3 idle" not in row.times
+    assert len(row.problems) == 1 and row.problems[0].startswith("FA3 idle: wrong")
+
+
+@pytest.mark.skipif(not varattn.is_supported("cpu"), reason="the varattn library is not built")
 def test_dry_run(tmp_path):
     files = ["--json", tmp_path / "out.json", "--plot", tmp_path / "out.png"]
     command = [
