@@ -21,7 +21,7 @@ demo: build
 	$(VENV_PYTHON) -m varattn demo
 
 test: build
-	ctest --test-dir build/cmake --output-on-failure
+	ctest --test-dir build/cmake --output-on-failure --no-tests=error
 	$(VENV_PYTHON) -m pytest tests/python
 
 build: $(INSTALLED)
