@@ -42,7 +42,8 @@ function(varattn_cuda_sources kind)
   target_sources(varattn_objects PRIVATE ${ARGN})
 endfunction()
 
-target_sources(varattn_objects PRIVATE csrc/cuda/attention.cpp csrc/cuda/device_info.cpp csrc/portable/launch.cpp)
+target_sources(varattn_objects PRIVATE csrc/cuda/attention.cpp csrc/cuda/device_info.cpp csrc/portable/launch.cpp
+                                       csrc/sm90/launch.cpp csrc/sm90/launch_params.cpp)
 varattn_cuda_sources(
   portable
   csrc/cuda/planner.cu
@@ -54,7 +55,6 @@ varattn_cuda_sources(
   csrc/portable/instances/fp16_d256.cu)
 varattn_cuda_sources(
   sm90
-  csrc/sm90/launch.cu
   csrc/sm90/instances/bf16_d64.cu
   csrc/sm90/instances/bf16_d64_folding.cu
   csrc/sm90/instances/bf16_d128.cu

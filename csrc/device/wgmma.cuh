@@ -10,21 +10,9 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace varattn::device {
+#include "device/descriptor.h"
 
-// Shared-memory descriptor of an operand in 128-byte-swizzled lines. K-major operand: `stride` is the bytes between
-// groups of 8 rows. MN-major operand: `stride` is the bytes between groups of 8 along K, `leading` those between groups of
-// 64 elements along M or N.
-__host__ __device__ constexpr uint64_t swizzle128_descriptor(uint32_t address, uint32_t stride, uint32_t leading = 16) {
-    return static_cast<uint64_t>((address >> 4) | leading >> 4 << 16) | static_cast<uint64_t>(stride >> 4 | 1u << 30)
-                                                                            << 32;
-}
-// Of the same kind, elsewhere: of one at address 0.
-__device__ __forceinline__ uint64_t descriptor_at(uint64_t descriptor, uint32_t address) {
-    return descriptor | address >> 4;
-}
-// By units of 16 bytes.
-__device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t by) { return descriptor + by; }
+namespace varattn::device {
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

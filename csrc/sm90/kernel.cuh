@@ -55,9 +55,9 @@ __device__ void consume(const LaunchParams& p, SharedMemory<C>& sm, int wg, int 
     }
 }
 
+// `raw`: the CTA's shared memory.
 template <class C>
-__global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_constant__ LaunchParams p) {
-    extern __shared__ char raw[];
+__device__ __forceinline__ void attend(const LaunchParams& p, char* raw) {
     auto& sm = *reinterpret_cast<SharedMemory<C>*>(raw + (1024 - smem_address(raw) % 1024) % 1024);
     const int warp = static_cast<int>(warp_uniform(threadIdx.x / 32)), lane = threadIdx.x % 32;
     if (threadIdx.x == 0) {
@@ -113,6 +113,12 @@ __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_
         raise_register_limit<C::kConsumerRegisters>();
         consume<C>(p, sm, warp / 4, threadIdx.x);
     }
+}
+
+template <class C>
+__global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_constant__ LaunchParams p) {
+    extern __shared__ char raw[];
+    attend<C>(p, raw);
 }
 
 }  // namespace varattn::sm90

@@ -4,10 +4,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <cuda/atomic>
-
 #include "core/layout.h"
 #include "device/barrier.cuh"
+#include "device/memory.cuh"
 #include "device/mma.cuh"
 #include "device/trace.cuh"
 #include "sm90/row_result.cuh"
@@ -191,9 +190,7 @@ __device__ void merge_if_last(const LaunchParams& p, SharedMemory<C>& sm, const 
     if (thread == 0) {
         // Releases what all threads wrote before the barrier, and acquires, for all after the next, what other CTAs did.
         uint32_t& count = *arrivals_of(p, w);
-        cuda::atomic_ref<uint32_t, cuda::thread_scope_device> arrivals(count);
-        const bool last =
-            arrivals.fetch_add(1, cuda::memory_order_acq_rel) == static_cast<uint32_t>(w.item.num_splits - 1);
+        const bool last = arrive_at(count) == static_cast<uint32_t>(w.item.num_splits - 1);
         if (last) count = 0;
         sm.is_last_split = last;
     }

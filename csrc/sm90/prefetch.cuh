@@ -1,16 +1,13 @@
 // What a launch does before its turn: it brings what it will need first into the L2.
 #pragma once
 
+#include "device/memory.cuh"
 #include "sm90/boxes.cuh"
 #include "sm90/queue.cuh"
 
 namespace varattn::sm90 {
 
 using namespace device;
-
-__device__ __forceinline__ void prefetch_l1(const void* from) {
-    asm volatile("prefetch.global.L1 [%0];" ::"l"(from) : "memory");
-}
 
 // By a warp, while the kernel before still runs: brings what the CTA will need first into the L2, namely plan, item, block
 // table and first keys. It is a guess, from what the plan's buffer holds at the time and the planner may be about to replace;

@@ -5,14 +5,6 @@
 
 namespace varattn::sm90 {
 
-// 8 bytes in one store, without a branch.
-__device__ __forceinline__ void store_global_if(bool condition, void* to, uint32_t x, uint32_t y) {
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.v2.b32 [%1], {%2, %3}; }" ::"r"(
-                     static_cast<int>(condition)),
-                 "l"(to), "r"(x), "r"(y)
-                 : "memory");
-}
-
 // Stores four columns a lane of a final row, of the two groups of eight in which it has two each. Neighbouring lanes exchange
 // half of them, after which four lanes hold 32 bytes of a row that lie side by side: whole sectors, without a trip through
 // shared memory. A lane's columns are of the first group if it is even, of the second if it is odd.

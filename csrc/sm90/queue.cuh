@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/layout.h"
+#include "device/sm.cuh"
 #include "sm90/work.cuh"
 
 namespace varattn::sm90 {
@@ -9,9 +10,7 @@ namespace varattn::sm90 {
 // The number of the CTA's SM, or kNoSm if this launch takes not all of them.
 inline constexpr uint32_t kNoSm = ~0u;
 __device__ __forceinline__ uint32_t sm_number() {
-    uint32_t number, num_sms;
-    asm("mov.u32 %0, %%smid;" : "=r"(number));
-    asm("mov.u32 %0, %%nsmid;" : "=r"(num_sms));
+    const uint32_t number = device::sm_id(), num_sms = device::num_sm_ids();
     return gridDim.x == num_sms && num_sms <= kMaxSeats ? number : kNoSm;
 }
 

@@ -1,32 +1,15 @@
-// Host side of the Hopper kernel: tensor maps and derived arguments of a launch.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "sm90/launch_params.h"
 
+#include <algorithm>
 #include <sstream>
 
+#include "core/check.h"
 #include "core/kernel_table.h"
 #include "core/schedule.h"
-#include "cuda/device_info.h"
-#include "device/wgmma.cuh"
-#include "sm90/config.h"
+#include "device/descriptor.h"
 
 namespace varattn::sm90 {
 namespace {
-
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's encoder is looked up at run time, so that nothing links libcuda.
-EncodeTiled encode_tiled() {
-    static const EncodeTiled function = [] {
-        void* found = nullptr;
-        cudaDriverEntryPointQueryResult result;
-        check_cuda(
-            cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
-            "mha_varlen", "cudaGetDriverEntryPointByVersion");
-        return reinterpret_cast<EncodeTiled>(found);
-    }();
-    return function;
-}
 
 // A view of 16-bit elements, innermost dimension first; strides in elements, that of dimension 0 is 1.
 struct View {
@@ -38,7 +21,7 @@ struct View {
     cuuint32_t box[5];
 };
 
-CUtensorMap make_map(const View& view, bool bf16) {
+CUtensorMap make_map(EncodeTiled encode, const View& view, bool bf16) {
     cuuint64_t dims[5], strides_bytes[4];
     const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
     for (int i = 0; i < view.rank; ++i) {
@@ -47,10 +30,10 @@ CUtensorMap make_map(const View& view, bool bf16) {
         if (i > 0) strides_bytes[i - 1] = view.dims[i] == 1 ? 16 : view.strides[i] * 2;
     }
     CUtensorMap map;
-    const CUresult error = encode_tiled()(
-        &map, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, view.rank,
-        const_cast<void*>(view.data), dims, strides_bytes, view.box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const CUresult error =
+        encode(&map, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, view.rank,
+               const_cast<void*>(view.data), dims, strides_bytes, view.box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (error == CUDA_SUCCESS) return map;
     std::ostringstream message;
     message << "mha_varlen: " << view.name << ": got a layout that the copy engine does not take (CUresult " << error
@@ -76,28 +59,10 @@ constexpr bool agrees_with_table(KernelId id) {
 static_assert(agrees_with_table<64>(kKernelSm90D64) && agrees_with_table<128>(kKernelSm90D128) &&
               agrees_with_table<256>(kKernelSm90D256));
 
-template <class T, int kDim>
-void launch_dim(const LaunchParams& p, cudaStream_t stream) {
-    if (folds_segments(p.a.config))
-        launch_instance<T, kDim, true>(p, stream);
-    else
-        launch_instance<T, kDim, false>(p, stream);
-}
-template <class T>
-void launch_for(const LaunchParams& p, cudaStream_t stream) {
-    switch (p.a.config.kernel) {
-        case kKernelSm90D64: return launch_dim<T, 64>(p, stream);
-        case kKernelSm90D128: return launch_dim<T, 128>(p, stream);
-        case kKernelSm90D256: return launch_dim<T, 256>(p, stream);
-    }
-    throw Error(ErrorCode::kInternal, "mha_varlen: config.kernel: got a kernel that is not of sm90");
-}
-
 }  // namespace
 
-void launch(const AttentionParams& a, cudaStream_t stream) {
+LaunchParams make_launch_params(const AttentionParams& a, EncodeTiled encode) {
     const PlanConfig& c = a.config;
-    if (c.num_ctas == 0 || a.total_q == 0) return;
     const bool bf16 = c.dtype == static_cast<int32_t>(DType::kBFloat16), paged = a.block_table != nullptr;
     const int32_t group = c.num_heads_q / c.num_heads_kv;
     const auto u = [](int64_t x) { return static_cast<cuuint32_t>(x); };
@@ -138,7 +103,8 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     for (int decode = 0; decode < 2; ++decode) {
         const int32_t tokens = std::max((decode ? kDecodeRows : c.tile_rows) / group, 1);
         p.q_box_rows[decode] = tokens * group;
-        (decode ? p.q_decode : p.q_prefill) = make_map({"q",
+        (decode ? p.q_decode : p.q_prefill) = make_map(encode,
+                                                       {"q",
                                                         a.q,
                                                         3,
                                                         {u(c.head_dim), u(c.num_heads_q), u(a.total_q)},
@@ -156,7 +122,8 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
             const int64_t rows = paged ? kUnitKeys : page_rows;
             const int64_t units = paged ? (num_pages - 1) * maps.page_units + page_rows / kUnitKeys
                                         : std::min<int64_t>(page_rows, c.block_n) / kUnitKeys;
-            return make_map({name,
+            return make_map(encode,
+                            {name,
                              data,
                              5,
                              {kPartDims, n(rows), u(dim / kPartDims), u(c.num_heads_kv), n(units)},
@@ -169,7 +136,8 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
             maps.whole = make_whole(p.box_rows);
         }
         maps.small = p.one_box ? make_whole(kUnitKeys)
-                               : make_map({name,
+                               : make_map(encode,
+                                          {name,
                                            data,
                                            4,
                                            {u(dim), n(page_rows), u(c.num_heads_kv), n(num_pages)},
@@ -180,11 +148,7 @@ void launch(const AttentionParams& a, cudaStream_t stream) {
     };
     p.k = make_maps("k", a.k, c.head_dim, a.k_page_stride, a.k_row_stride, a.k_head_stride);
     p.v = make_maps("v", a.v, c.head_dim_v, a.v_page_stride, a.v_row_stride, a.v_head_stride);
-
-    if (bf16)
-        launch_for<__nv_bfloat16>(p, stream);
-    else
-        launch_for<__half>(p, stream);
+    return p;
 }
 
 }  // namespace varattn::sm90
