@@ -2,7 +2,7 @@
 // devices, every CTA is a cluster of its own.
 #pragma once
 
-#ifdef __CUDACC__  // tests/cpp/simt.h has these for a CPU
+#ifdef __CUDACC__  // tests/cpp/simt has these for a CPU
 
 #include <cstring>
 

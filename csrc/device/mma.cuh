@@ -63,14 +63,4 @@ __device__ __forceinline__ uint32_t pack2(float low, float high) {
     return packed;
 }
 
-// Over the four lanes that hold one row of an accumulator.
-__device__ __forceinline__ float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 }  // namespace varattn::device

@@ -12,9 +12,7 @@
 namespace varattn::portable {
 
 template <class C>
-__global__ void __launch_bounds__(kThreads, C::kCtasPerSm) attention_kernel(const __grid_constant__ AttentionParams p) {
-    extern __shared__ __align__(128) unsigned char shared_memory[];
-    auto& sm = *reinterpret_cast<SharedMemory<C>*>(shared_memory);
+__device__ __forceinline__ void attend(const AttentionParams& p, SharedMemory<C>& sm) {
     if (!is_own_plan(p)) return;
     device::write_padding<typename C::T, 1>(p, threadIdx.x, kThreads / 32, [] { return false; });
 
@@ -77,6 +75,12 @@ __global__ void __launch_bounds__(kThreads, C::kCtasPerSm) attention_kernel(cons
         if (p.trace && threadIdx.x == 0) device::record(p, sm.task.item_index, sm.task.head_kv, kTraceTask, begin_ns);
     }
     leave_queue(p);
+}
+
+template <class C>
+__global__ void __launch_bounds__(kThreads, C::kCtasPerSm) attention_kernel(const __grid_constant__ AttentionParams p) {
+    extern __shared__ __align__(128) unsigned char shared_memory[];
+    attend<C>(p, *reinterpret_cast<SharedMemory<C>*>(shared_memory));
 }
 
 }  // namespace varattn::portable

@@ -9,6 +9,16 @@
 
 namespace varattn::portable {
 
+// Over the four lanes that hold one row of an accumulator.
+__device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
 using namespace device;
 
 // To logits in units of log2. The product is not fused into a later subtraction, which masked blocks could not do.

@@ -60,7 +60,8 @@ public:
         const bool is_k = threadIdx.x < C::kBlockN;
         const int64_t row_stride = is_k ? p_.k_row_stride : p_.v_row_stride;
         const int32_t key = key_of_thread(block);
-        int64_t& offset = (is_k ? sm_.k_rows : sm_.v_rows)[threadIdx.x % C::kBlockN];
+        int64_t* const rows = is_k ? sm_.k_rows : sm_.v_rows;
+        int64_t& offset = rows[threadIdx.x % C::kBlockN];
         offset = kNoRow;
         if (!is_visible(key)) return;
         if (!p_.block_table)

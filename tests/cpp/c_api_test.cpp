@@ -64,7 +64,8 @@ TEST(CApi, ErrorsHaveCodesAndMessages) {
     expect(varattn_make_plan_config(&device, nullptr, &other), VARATTN_INVALID_ARGUMENT, "options: got null");
     expect(varattn_make_plan_config(&device, &o, nullptr), VARATTN_INVALID_ARGUMENT, "config: got null");
     o.head_dim = 1000;
-    expect(varattn_make_plan_config(&device, &o, &other), VARATTN_UNSUPPORTED, "head_dim: got 1000; takes a multiple of 8 up to 512");
+    expect(varattn_make_plan_config(&device, &o, &other), VARATTN_UNSUPPORTED,
+           "head_dim: got 1000; takes a multiple of 8 up to 512");
     other = config;
     other.num_heads_q = 4;
     expect(varattn_check_plan_config(&config, &other), VARATTN_PLAN_MISMATCH,

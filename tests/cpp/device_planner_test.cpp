@@ -6,7 +6,7 @@
 #include "support.h"
 
 // Defines the words that the next is written in.
-#include "simt.h"
+#include "simt/simt.h"
 
 #include "cuda/planner_kernel.cuh"
 

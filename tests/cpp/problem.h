@@ -12,12 +12,13 @@
 
 namespace varattn::test {
 
-// (pages, rows, heads, dim) with random strides, in the bytes of its dtype.
+// (pages, rows, heads, dim) with random strides, multiples of `alignment`, in the bytes of its dtype.
 class Tensor {
 public:
     Tensor() = default;
-    Tensor(DType dtype, int64_t pages, int64_t rows, int64_t heads, int64_t dim, Random& random) : dtype_(dtype) {
-        auto gap = [&] { return random.chance(0.3) ? random.integer(1, 9) : 0; };
+    Tensor(DType dtype, int64_t pages, int64_t rows, int64_t heads, int64_t dim, int32_t alignment, Random& random)
+        : dtype_(dtype) {
+        auto gap = [&] { return random.chance(0.3) ? random.integer(1, 9) * alignment : 0; };
         const int64_t vector = dim + gap();
         if (random.chance(0.5)) {
             head_stride = vector;
@@ -83,6 +84,8 @@ struct ProblemSpec {
     int32_t rows_before = 0, rows_after = 0;  // rows of q that belong to no sequence
     float softmax_scale = 0.125f, softcap = 0.0f;
     bool with_sinks = false;
+    Device device = cpu_device();
+    int32_t alignment() const { return device.type == DeviceType::kCpu ? 1 : 8; }  // of strides, in elements
 };
 
 class Problem {
@@ -96,10 +99,10 @@ public:
         c_options.max_seqs = n;
         c_options.max_total_q = total_q + random.integer(0, 3);
         if (c_options.head_dim_v == 0) c_options.head_dim_v = c_options.head_dim;
-        config = make_plan_config(cpu_device(), c_options);
+        config = make_plan_config(spec.device, c_options);
         const PlanOptions& o = c_options;
 
-        q = Tensor(o.dtype, 1, total_q, o.num_heads_q, o.head_dim, random);
+        q = Tensor(o.dtype, 1, total_q, o.num_heads_q, o.head_dim, spec.alignment(), random);
         for (int64_t row = 0; row < total_q; ++row)
             for (int32_t h = 0; h < o.num_heads_q; ++h)
                 for (int32_t d = 0; d < o.head_dim; ++d) {
@@ -116,7 +119,7 @@ public:
         if (spec.with_sinks)
             for (int32_t h = 0; h < o.num_heads_q; ++h)
                 sinks.push_back(random.chance(0.1) ? -std::numeric_limits<float>::infinity() : 3 * random.normal());
-        out = Tensor(o.dtype, 1, total_q, o.num_heads_q, o.head_dim_v, random);
+        out = Tensor(o.dtype, 1, total_q, o.num_heads_q, o.head_dim_v, spec.alignment(), random);
         lse.assign(int64_t{o.num_heads_q} * (total_q + 3), kUntouched);
     }
 
@@ -152,13 +155,19 @@ public:
     }
 
     Answer attend(AttentionParams p, Plan& plan, int32_t num_threads, uint32_t expected_status) {
+        return attend_by(p, plan, expected_status,
+                         [&](const AttentionParams& given) { mha_varlen_cpu(given, num_threads); });
+    }
+
+    template <class MhaVarlen>
+    Answer attend_by(AttentionParams p, Plan& plan, uint32_t expected_status, const MhaVarlen& mha_varlen) {
         std::vector<uint8_t> untouched(out.bytes().size(), 0xff);
         std::memcpy(out.data(), untouched.data(), untouched.size());
         std::fill(lse.begin(), lse.end(), kUntouched);
         Buffer workspace(workspace_size(config), 0);
         p.plan = plan.data();
         p.workspace = workspace.data();
-        mha_varlen_cpu(p, num_threads);
+        mha_varlen(p);
         num_split_tiles += plan.header().num_split_tiles;
 
         EXPECT_EQ(plan.header().status, expected_status) << describe_status(plan.header().status);
@@ -171,7 +180,8 @@ public:
         return read_outputs(p.total_q);
     }
 
-    Answer reference() const {
+    // Of the magnitudes of values: the size of what is added up.
+    Answer reference(bool of_magnitudes = false) const {
         const PlanOptions& o = c_options;
         const double nothing = -std::numeric_limits<double>::infinity();
         Answer answer;
@@ -206,7 +216,8 @@ public:
                         const double weight = std::exp(scores[key] - max);
                         sum += weight;
                         for (int32_t d = 0; d < o.head_dim_v; ++d)
-                            to[d] += weight * v.get(slot.page, slot.row, head_kv, d);
+                            to[d] += weight * (of_magnitudes ? std::fabs(v.get(slot.page, slot.row, head_kv, d))
+                                                             : v.get(slot.page, slot.row, head_kv, d));
                     }
                     for (int32_t d = 0; d < o.head_dim_v; ++d)
                         to[d] /= sum;
@@ -266,8 +277,9 @@ private:
         }
     }
     void make_caches(int64_t pages, int64_t rows, Random& random) {
-        k = Tensor(c_options.dtype, pages, rows, c_options.num_heads_kv, c_options.head_dim, random);
-        v = Tensor(c_options.dtype, pages, rows, c_options.num_heads_kv, c_options.head_dim_v, random);
+        const int32_t heads = c_options.num_heads_kv;
+        k = Tensor(c_options.dtype, pages, rows, heads, c_options.head_dim, spec.alignment(), random);
+        v = Tensor(c_options.dtype, pages, rows, heads, c_options.head_dim_v, spec.alignment(), random);
         if (random.chance(0.5)) return;  // all NaN so far; or infinities
         for (int64_t page = 0; page < pages; ++page)
             for (int64_t row = 0; row < rows; ++row)

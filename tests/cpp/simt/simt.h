@@ -1,6 +1,6 @@
-// Runs device code on a CPU: the threads of a cluster are fibers, switched at collectives of warps, blocks and the cluster.
-// Between these, warps take turns in random order, and rest, so that a missing barrier shows. Collectives take full warps and
-// blocks only.
+// Runs device code on a CPU: the threads of a cluster, or of a grid, are fibers, switched at collectives of warps, blocks and
+// the cluster. Between these, warps take turns in random order, and rest, so that a missing barrier shows; and so does what they
+// leave to others, as copies. Collectives take full warps and blocks only.
 #pragma once
 
 #include <ucontext.h>
@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <limits>
 #include <map>
@@ -17,14 +18,16 @@
 #include <stdexcept>
 #include <vector>
 
+#ifndef __VECTOR_TYPES_H__  // of CUDA, whose headers have all of these
 #define __device__
 #define __forceinline__ inline
-#define threadIdx varattn::simt::thread_index()
-#define blockIdx varattn::simt::block_index()
-
 struct uint4 {
     uint32_t x, y, z, w;
 };
+#endif
+#define threadIdx varattn::simt::thread_index()
+#define blockIdx varattn::simt::block_index()
+#define gridDim varattn::simt::grid_dim()
 
 namespace varattn::simt {
 
@@ -36,8 +39,10 @@ enum class Collective {
     kNone,
     kShuffle,
     kShuffleUp,
+    kShuffleXor,
     kMatch,
     kAny,
+    kAll,
     kBallot,
     kAdd,
     kMax,
@@ -45,8 +50,7 @@ enum class Collective {
     kSync,
     kSyncAnd,
     kSyncOr,
-    kNamedBarrier,
-    kInbox,
+    kCondition,
     kCluster
 };
 
@@ -60,10 +64,10 @@ public:
           num_threads_(num_threads),
           fibers_(shared_.size() * num_threads) {}
 
-    // Throws if threads wait for each other for ever, or at different collectives.
+    // Throws if threads wait for each other for ever, or at different collectives, and what a thread throws.
     void run() {
         current_cluster = this;
-        constexpr size_t kStackBytes = 64 << 10;
+        constexpr size_t kStackBytes = 256 << 10;
         for (Fiber& f : fibers_) {
             f.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
             getcontext(&f.context);
@@ -76,7 +80,8 @@ public:
         std::iota(warps.begin(), warps.end(), 0);
         while (!std::all_of(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.done; })) {
             pause_some(pauses);
-            bool progress = false, some_rest = false;
+            bool progress = false, some_rest = !later_.empty();
+            do_some_later();
             std::shuffle(warps.begin(), warps.end(), random_);
             for (const int warp : warps) {
                 if (pauses[warp] > 0) {
@@ -89,7 +94,8 @@ public:
             }
             for (size_t block = 0; block < shared_.size(); ++block)
                 progress |= finish_block(&fibers_[block * num_threads_]);
-            progress |= finish_named() | finish_cluster() | finish_inboxes();
+            progress |= finish_cluster() | finish_conditions();
+            if (thrown_) std::rethrow_exception(thrown_);
             if (!progress && !some_rest) throw std::runtime_error("threads wait for each other for ever");
         }
         current_cluster = nullptr;
@@ -105,18 +111,36 @@ public:
         return f.result;
     }
 
+    // The same, until it holds.
+    void wait_until(std::function<bool()> condition) {
+        fibers_[current_].condition = std::move(condition);
+        wait(Collective::kCondition, 0, 0);
+    }
+
     // Called by a fiber, too: it goes on.
     void arrive() { ++fibers_[current_].arrivals; }
-    // At the block's named barrier, for which so many threads arrive.
-    void arrive_at(int barrier, int num_threads) {
+    // At the block's named barrier, for which so many threads arrive. Returns how often it had been complete.
+    int arrive_at(int barrier, int num_threads) {
         NamedBarrier& it = named_[{static_cast<int>(block()), barrier}];
-        it.expected = num_threads;
-        ++it.arrived;
+        const int before = it.times_complete;
+        if (++it.arrived == num_threads) it = {0, before + 1};
+        return before;
+    }
+    void wait_at(int barrier, int times_complete) {
+        const NamedBarrier& it = named_[{static_cast<int>(block()), barrier}];
+        wait_until([&it, times_complete] { return it.times_complete > times_complete; });
+    }
+    // Does it after some rounds: few as a rule, sometimes many.
+    void later(std::function<void()> action) {
+        const int rounds = random_() % 8 ? random_() % 8 : random_() % 400;
+        later_.push_back({rounds, std::move(action)});
     }
 
     static inline Cluster* current_cluster = nullptr;
     unsigned thread() const { return current_ % num_threads_; }
     unsigned block() const { return current_ / num_threads_; }
+    unsigned num_blocks() const { return shared_.size(); }
+    int fiber() const { return current_; }
     char* shared(int block) const { return shared_[block]; }
 
 private:
@@ -128,15 +152,35 @@ private:
         uint64_t value = 0, result = 0;
         int argument = 0;
         int arrivals = 0;  // at barriers of the cluster
+        std::function<bool()> condition;
     };
 
     struct NamedBarrier {
-        int arrived = 0, expected = 1;
+        int arrived = 0, times_complete = 0;
+    };
+
+    struct Later {
+        int rounds;
+        std::function<void()> action;
     };
 
     void enter() {
-        body_();
+        try {
+            body_();
+        } catch (...) {
+            thrown_ = std::current_exception();
+        }
         fibers_[current_].done = true;
+    }
+
+    void do_some_later() {
+        for (size_t i = 0; i < later_.size();)
+            if (later_[i].rounds-- > 0) {
+                ++i;
+            } else {
+                later_[i].action();
+                later_.erase(later_.begin() + i);
+            }
     }
 
     static bool is_of_warp(Collective c) { return Collective::kNone < c && c < Collective::kSync; }
@@ -178,9 +222,12 @@ private:
             f.result = 0;
             if (collective == Collective::kShuffle) f.result = lanes[other % 32].value;
             if (collective == Collective::kShuffleUp) f.result = lanes[i >= other ? i - other : i].value;
+            if (collective == Collective::kShuffleXor) f.result = lanes[i ^ other].value;
+            if (collective == Collective::kAll) f.result = 1;
             for (int j = 0; j < 32; ++j) {
                 if (collective == Collective::kMatch) f.result |= uint64_t{lanes[j].value == f.value} << j;
                 if (collective == Collective::kAny) f.result |= lanes[j].value;
+                if (collective == Collective::kAll) f.result &= lanes[j].value;
                 if (collective == Collective::kBallot) f.result |= uint64_t{lanes[j].value != 0} << j;
                 if (collective == Collective::kMax) f.result = std::max(f.result, lanes[j].value);
                 if (collective == Collective::kAdd) f.result = static_cast<uint32_t>(f.result + lanes[j].value);
@@ -210,27 +257,10 @@ private:
         return true;
     }
 
-    // Those that wait at a block's named barriers go on if enough have arrived.
-    bool finish_named() {
-        bool progress = false;
-        for (auto& [barrier, count] : named_) {
-            if (count.arrived < count.expected) continue;
-            if (count.arrived > count.expected) throw std::runtime_error("too many threads at a named barrier");
-            count.arrived = 0;
-            progress = true;
-            for (Fiber& f : fibers_) {
-                const int block = static_cast<int>(&f - fibers_.data()) / num_threads_;
-                if (f.waits_for == Collective::kNamedBarrier && barrier == std::pair(block, f.argument))
-                    f.waits_for = Collective::kNone;
-            }
-        }
-        return progress;
-    }
-
-    bool finish_inboxes() {
+    bool finish_conditions() {
         bool progress = false;
         for (Fiber& f : fibers_) {
-            if (f.done || f.waits_for != Collective::kInbox || *reinterpret_cast<const int64_t*>(f.value) > 0) continue;
+            if (f.done || f.waits_for != Collective::kCondition || !f.condition()) continue;
             f.waits_for = Collective::kNone;
             progress = true;
         }
@@ -258,10 +288,13 @@ private:
     ucontext_t scheduler_;
     std::vector<Fiber> fibers_;
     std::map<std::pair<int, int>, NamedBarrier> named_;  // by block and number
+    std::vector<Later> later_;
+    std::exception_ptr thrown_;
 };
 
 inline Index thread_index() { return {Cluster::current_cluster->thread()}; }
 inline Index block_index() { return {Cluster::current_cluster->block()}; }
+inline Index grid_dim() { return {Cluster::current_cluster->num_blocks()}; }
 
 template <class T>
 T collective(Collective c, T value, int argument = 0) {
@@ -284,10 +317,15 @@ template <class T>
 T __shfl_up_sync(unsigned, T value, int distance) {
     return varattn::simt::collective(varattn::simt::Collective::kShuffleUp, value, distance);
 }
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int lanes) {
+    return varattn::simt::collective(varattn::simt::Collective::kShuffleXor, value, lanes);
+}
 inline uint32_t __match_any_sync(unsigned, int32_t value) {
     return varattn::simt::together(varattn::simt::Collective::kMatch, static_cast<uint32_t>(value));
 }
 inline bool __any_sync(unsigned, bool value) { return varattn::simt::together(varattn::simt::Collective::kAny, value); }
+inline bool __all_sync(unsigned, bool value) { return varattn::simt::together(varattn::simt::Collective::kAll, value); }
 inline uint32_t __ballot_sync(unsigned, bool value) {
     return varattn::simt::together(varattn::simt::Collective::kBallot, value);
 }
@@ -332,8 +370,8 @@ inline void named_barrier_arrive(int barrier, int num_threads) {
     simt::Cluster::current_cluster->arrive_at(barrier, num_threads);
 }
 inline void named_barrier_sync(int barrier, int num_threads) {
-    named_barrier_arrive(barrier, num_threads);
-    simt::collective(simt::Collective::kNamedBarrier, uint64_t{}, barrier);
+    auto& cluster = *simt::Cluster::current_cluster;
+    cluster.wait_at(barrier, cluster.arrive_at(barrier, num_threads));
 }
 
 class Inbox {
@@ -344,7 +382,9 @@ public:
         *there(to, rank) = value;
         there(this, rank)->bytes_ -= sizeof value;
     }
-    void wait() { simt::together(simt::Collective::kInbox, reinterpret_cast<uint64_t>(&bytes_)); }
+    void wait() {
+        simt::Cluster::current_cluster->wait_until([this] { return bytes_ == 0; });
+    }
 
 private:
     template <class T>
