@@ -62,6 +62,7 @@ public:
           random_(seed),
           shared_(std::move(shared)),
           num_threads_(num_threads),
+          slow_one_in_(4 << random_() % 3 * 2),
           fibers_(shared_.size() * num_threads) {}
 
     // Throws if threads wait for each other for ever, or at different collectives, and what a thread throws.
@@ -80,7 +81,7 @@ public:
         std::iota(warps.begin(), warps.end(), 0);
         while (!std::all_of(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.done; })) {
             pause_some(pauses);
-            bool progress = false, some_rest = !later_.empty();
+            bool progress = false, some_rest = !later_.empty() || ++round_ < all_rested_;
             do_some_later();
             std::shuffle(warps.begin(), warps.end(), random_);
             for (const int warp : warps) {
@@ -130,9 +131,15 @@ public:
         const NamedBarrier& it = named_[{static_cast<int>(block()), barrier}];
         wait_until([&it, times_complete] { return it.times_complete > times_complete; });
     }
+    // Called by a fiber: does nothing for so many rounds.
+    void rest(int rounds) {
+        const int64_t end = round_ + rounds;
+        all_rested_ = std::max(all_rested_, end);
+        wait_until([this, end] { return round_ >= end; });
+    }
     // Does it after some rounds: few as a rule, sometimes many.
     void later(std::function<void()> action) {
-        const int rounds = random_() % 8 ? random_() % 8 : random_() % 400;
+        const int rounds = random_() % slow_one_in_ ? random_() % 8 : random_() % 400;
         later_.push_back({rounds, std::move(action)});
     }
 
@@ -284,7 +291,8 @@ private:
     std::function<void()> body_;
     std::mt19937_64 random_;
     std::vector<char*> shared_;
-    int num_threads_, current_ = 0;
+    int num_threads_, slow_one_in_, current_ = 0;
+    int64_t round_ = 0, all_rested_ = 0;
     ucontext_t scheduler_;
     std::vector<Fiber> fibers_;
     std::map<std::pair<int, int>, NamedBarrier> named_;  // by block and number

@@ -73,12 +73,21 @@ inline void multiply(const Product& product, const std::array<const uint32_t*, 4
     }
 }
 
+// The same in all threads of a warp.
+inline uint32_t some_number(size_t n) {
+    uint64_t x = (n * 1000 + simt::Cluster::current_cluster->fiber() / 32) * 0x9e3779b97f4a7c15;
+    x = (x ^ x >> 31) * 0xbf58476d1ce4e5b9;
+    return static_cast<uint32_t>(x >> 32);
+}
+
 // The first group of each thread of the warp.
 inline void do_group() {
     __syncwarp();
     static std::unordered_map<int, Operands> of_warp;
     const int fiber = simt::Cluster::current_cluster->fiber();
     Products& mine = my_products();
+    if (const uint32_t random = some_number(mine.num_done); random % 8 == 0)
+        simt::Cluster::current_cluster->rest(random / 8 % 64);
     const std::vector<Product>& group = mine.groups.front();
     Operands& operands = of_warp[fiber / 32];
     if (operands.num_done != mine.num_done) {  // the first thread to be here
@@ -102,9 +111,7 @@ inline void wgmma_commit() {
     Products& mine = my_products();
     mine.groups.push_back(std::move(mine.next));
     mine.next.clear();
-    // The same for the whole warp.
-    const bool at_once =
-        (mine.num_groups++ * 0x9e3779b9u + simt::Cluster::current_cluster->fiber() / 32 * 77u) >> 5 & 1;
+    const bool at_once = some_number(mine.num_groups++) % 2;
     while (at_once && !mine.groups.empty())
         do_group();
 }
