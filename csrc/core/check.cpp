@@ -89,8 +89,8 @@ const KernelConfig& checked_kernel(const PlanConfig& c, const char* function) {
     bool valid = known && c.num_heads_kv >= 1 && c.num_heads_q >= c.num_heads_kv && c.num_heads_q <= kMaxHeads &&
                  c.num_heads_q % c.num_heads_kv == 0 && c.num_splits >= 1 && c.num_splits <= kMaxNumSplits &&
                  c.window_left >= -1 && c.window_left < kMaxLength && c.window_right >= -1 &&
-                 c.window_right < kMaxLength && (c.batch_invariant == 0 || c.batch_invariant == 1) && c.num_ctas >= 1 && c.max_seqs >= 0 && c.max_seqs <= kMaxSeqs &&
-                 c.max_total_q >= 0;
+                 c.window_right < kMaxLength && (c.batch_invariant == 0 || c.batch_invariant == 1) && c.num_ctas >= 1 &&
+                 c.max_seqs >= 0 && c.max_seqs <= kMaxSeqs && c.max_total_q >= 0;
     if (valid) {
         const KernelConfig& k = kKernelTable[c.kernel];
         valid = c.dtype >= 0 && c.dtype <= static_cast<int32_t>(DType::kBFloat16) &&

@@ -81,7 +81,8 @@ public:
         std::iota(warps.begin(), warps.end(), 0);
         while (!std::all_of(fibers_.begin(), fibers_.end(), [](const Fiber& f) { return f.done; })) {
             pause_some(pauses);
-            bool progress = false, some_rest = !later_.empty() || ++round_ < all_rested_;
+            ++round_;
+            bool progress = false, some_rest = !later_.empty() || round_ < all_rested_;
             do_some_later();
             std::shuffle(warps.begin(), warps.end(), random_);
             for (const int warp : warps) {
