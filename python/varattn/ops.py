@@ -146,18 +146,17 @@ def mha_varlen(
 
 def _require_types(q, k, v, cu_seqlens_q, window_size) -> None:
     """Refuses what the op would take for something else, or refuse without a name."""
-    if (
-        isinstance(q, Tensor)
-        and isinstance(k, Tensor)
-        and isinstance(v, Tensor)
-        and isinstance(cu_seqlens_q, Tensor)
-        and isinstance(window_size, (tuple, list))
-    ):
-        return
+    if isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor) and isinstance(cu_seqlens_q, Tensor):
+        return _require_window("mha_varlen", window_size)
     for name, value in zip(("q", "k", "v", "cu_seqlens_q"), (q, k, v, cu_seqlens_q), strict=True):
         if not isinstance(value, Tensor):
             raise TypeError(f"mha_varlen: {name}: got {type(value).__name__}; takes a tensor")
-    raise TypeError(f"mha_varlen: window_size: got {window_size!r}; takes (left, right)")
+
+
+def _require_window(function: str, window_size) -> None:
+    """Of more or fewer numbers, the op refuses it."""
+    if not isinstance(window_size, (tuple, list)):
+        raise TypeError(f"{function}: window_size: got {window_size!r}; takes (left, right)")
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -210,8 +209,10 @@ def plan(
 
     Raises:
         RuntimeError: an argument is refused; the message names it, what it got and what it takes.
+        TypeError: window_size is not a pair.
     """
     require_library()
+    _require_window("plan", window_size)
     options = dict(
         seqused_k=seqused_k,
         cu_seqlens_k=cu_seqlens_k,

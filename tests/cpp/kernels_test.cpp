@@ -33,7 +33,7 @@ void run_grid(int num_blocks, int num_threads, uint64_t seed, const Body& body) 
         of_blocks.push_back(s.bytes + device::kSharedBase);
     }
     device::mbarriers.clear();
-    device::products_of_fiber.clear();
+    device::forget_products();
     device::async_copies_of_fiber.clear();
     simt::Cluster grid(num_threads, of_blocks, seed, [&] {
         const auto& cluster = *simt::Cluster::current_cluster;

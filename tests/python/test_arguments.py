@@ -403,6 +403,9 @@ def test_other_types_are_refused(device, message, change):
     heads = dict(num_heads_q=4, num_heads_kv=2, head_dim=64, dtype=BF16)
     plan = varattn.plan(call["cu_seqlens_q"], seqused_k=call["seqused_k"], max_total_q=6, **heads)
     assert_refused("mha_varlen", message, call | dict(plan=plan) | change, TypeError)
+    if "window_size" in change:
+        lengths = dict(seqused_k=call["seqused_k"], max_total_q=6)
+        assert_refused("plan", message, dict(cu_seqlens_q=call["cu_seqlens_q"]) | lengths | heads | change, TypeError)
 
 
 @pytest.mark.parametrize("name", ["sinks", "out"])

@@ -27,6 +27,13 @@ struct Operands {
     std::vector<std::vector<float>> b;
 };
 inline std::unordered_map<int, Products> products_of_fiber;
+inline std::unordered_map<int, Operands> operands_of_warp;
+
+// Before another grid, whose groups are counted anew.
+inline void forget_products() {
+    products_of_fiber.clear();
+    operands_of_warp.clear();
+}
 
 inline Products& my_products() { return products_of_fiber[simt::Cluster::current_cluster->fiber()]; }
 
@@ -83,13 +90,12 @@ inline uint32_t some_number(size_t n) {
 // The first group of each thread of the warp.
 inline void do_group() {
     __syncwarp();
-    static std::unordered_map<int, Operands> of_warp;
     const int fiber = simt::Cluster::current_cluster->fiber();
     Products& mine = my_products();
     if (const uint32_t random = some_number(mine.num_done); random % 8 == 0)
         simt::Cluster::current_cluster->rest(random / 8 % 64);
     const std::vector<Product>& group = mine.groups.front();
-    Operands& operands = of_warp[fiber / 32];
+    Operands& operands = operands_of_warp[fiber / 32];
     if (operands.num_done != mine.num_done) {  // the first thread to be here
         operands = {mine.num_done, {}};
         for (const Product& product : group)
